@@ -1,0 +1,26 @@
+"""Polarized Self-Attention for mmpose and mmsegmentation.
+
+Importing the package registers the block and, for each codebase installed,
+the backbones that take ``plugins=``.
+"""
+
+from .compatibility import (
+    allow_checkpoint_classes,
+    check_versions,
+    installed_codebases,
+)
+from .version import __version__
+
+check_versions()
+allow_checkpoint_classes()
+
+from .models import PolarizedSelfAttention, insert_plugins  # noqa: E402
+from .models.backbones import register_backbones  # noqa: E402
+
+for _codebase in installed_codebases():
+    register_backbones(_codebase)
+
+# So that type='mmpsa.PSA' names the block as type='PSA' does.
+PSA = PolarizedSelfAttention
+
+__all__ = ['PSA', 'PolarizedSelfAttention', '__version__', 'insert_plugins']

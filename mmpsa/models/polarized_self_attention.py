@@ -1,0 +1,216 @@
+"""Polarized Self-Attention, https://arxiv.org/abs/2107.00782."""
+
+from typing import Optional
+
+import torch
+from mmengine.model import BaseModule, constant_init, kaiming_init
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmpsa.ops import Masks, gate, official_masks, paper_masks
+
+LAYOUTS = {
+    'paper': ('parallel', 'sequential', 'channel', 'spatial'),
+    'official': ('parallel', 'sequential'),
+}
+
+
+@MODELS.register_module(name=['PolarizedSelfAttention', 'PSA'])
+class PolarizedSelfAttention(BaseModule):
+    """Polarized Self-Attention (PSA) block.
+
+    A channel mask (N×C×1×1) and a spatial mask (N×1×H×W), each of which
+    collapses one dimension completely and keeps the other, gate the input X:
+    ``X⊙ch(X) + X⊙sp(X)`` in parallel, ``Y⊙sp(Y)`` with ``Y = X⊙ch(X)`` in
+    sequence (paper, section 3.2). Input and output have the same shape, dtype
+    and device. Reductions, softmaxes and LayerNorm are computed in float32 at
+    least, autocast or not.
+
+    Args:
+        in_channels (int): C, the channels of the input.
+        layout (str): ``'parallel'``, ``'sequential'``, or one mask alone:
+            ``'channel'``, ``'spatial'`` (the paper's ablations).
+            Default: ``'parallel'``.
+        variant (str): ``'paper'``: the paper's equations, every convolution
+            with bias; parameters are named as in the widely used
+            re-implementation (``ch_wv``, ``sp_wq``, …), whose state dicts
+            load as they are. ``'official'``: the arithmetic of the authors'
+            released code, which is not the paper's, with its parameter names
+            (``conv_q_right``, …); parallel and sequential only.
+            Default: ``'paper'``.
+        identity_init (bool): Start as the identity function, exactly. For
+            ``variant='paper'``. The layouts whose gates cannot sum to one by
+            themselves (all but ``'parallel'``) get masks of twice the
+            sigmoid; the factor is saved with the weights as ``mask_scale``
+            and a block takes it from the state dict that it loads, so that
+            weights compute the same function wherever they are loaded.
+            Default: False.
+        init_cfg (dict or list[dict], optional): As in
+            :class:`mmengine.model.BaseModule`; applied after the block's own
+            initialisation. Default: None.
+
+    Raises:
+        ValueError: If an argument is none of the values allowed, if the
+            variant cannot serve the layout, ``in_channels`` or
+            ``identity_init``, or, in ``forward``, if the input is not
+            N×``in_channels``×H×W.
+    """
+
+    _abbr_ = 'psa'
+
+    def __init__(
+        self,
+        in_channels: int,
+        layout: str = 'parallel',
+        variant: str = 'paper',
+        identity_init: bool = False,
+        init_cfg: Optional[dict] = None,
+    ):
+        super().__init__(init_cfg)
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(
+                f'in_channels must be a positive int, got {in_channels!r}'
+            )
+        if variant not in LAYOUTS:
+            raise ValueError(
+                f'variant must be one of {tuple(LAYOUTS)}, got {variant!r}'
+            )
+        if layout not in LAYOUTS[variant]:
+            raise ValueError(
+                f'layout must be one of {LAYOUTS[variant]} for '
+                f'variant={variant!r}, got {layout!r}'
+            )
+        if identity_init and variant != 'paper':
+            raise ValueError(
+                "identity_init needs variant='paper': the masks of "
+                f'variant={variant!r} cannot start at one'
+            )
+        if identity_init and init_cfg is not None:
+            raise ValueError(
+                'identity_init and init_cfg exclude each other, '
+                f'got init_cfg={init_cfg!r}'
+            )
+        self.in_channels = in_channels
+        self.layout = layout
+        self.variant = variant
+        self.identity_init = identity_init
+        if variant == 'paper':
+            self._make_paper_layers()
+        else:
+            self._make_official_layers()
+        self.reset_parameters()
+
+    def _make_paper_layers(self):
+        channels, inner = self.in_channels, max(self.in_channels // 2, 1)
+        if self.layout != 'spatial':
+            self.ch_wv = nn.Conv2d(channels, inner, 1)
+            self.ch_wq = nn.Conv2d(channels, 1, 1)
+            self.ch_wz = nn.Conv2d(inner, channels, 1)
+            self.ln = nn.LayerNorm(channels)
+        if self.layout != 'channel':
+            self.sp_wv = nn.Conv2d(channels, inner, 1)
+            self.sp_wq = nn.Conv2d(channels, inner, 1)
+
+    def _make_official_layers(self):
+        channels, inner = self.in_channels, max(self.in_channels // 2, 1)
+        self.conv_q_right = nn.Conv2d(channels, 1, 1, bias=False)
+        self.conv_v_right = nn.Conv2d(channels, inner, 1, bias=False)
+        if self.layout == 'parallel':
+            self.conv_up = nn.Conv2d(inner, channels, 1, bias=False)
+        else:
+            squeezed = inner // 4
+            if squeezed < 1:
+                raise ValueError(
+                    "in_channels must be at least 8 for variant='official' "
+                    "and layout='sequential', which squeezes to "
+                    f'in_channels // 8 channels, got {channels}'
+                )
+            self.conv_up = nn.Sequential(
+                nn.Conv2d(inner, squeezed, 1),
+                nn.LayerNorm([squeezed, 1, 1]),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(squeezed, channels, 1),
+            )
+        self.conv_q_left = nn.Conv2d(channels, inner, 1, bias=False)
+        self.conv_v_left = nn.Conv2d(channels, inner, 1, bias=False)
+
+    def reset_parameters(self):
+        """Initialise as the authors do, Kaiming, or as the identity.
+
+        The authors leave ``conv_up`` at torch's own initialisation.
+        """
+        for name, module in self.named_modules():
+            if name.startswith('conv_up'):
+                if hasattr(module, 'reset_parameters'):
+                    module.reset_parameters()
+            elif isinstance(module, nn.Conv2d):
+                kaiming_init(module, mode='fan_in')
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        self.mask_scale = 1.0
+        if self.identity_init:
+            if self.layout != 'parallel':
+                # sigmoid(0) = 1/2: parallel masks sum to one, these do not.
+                self.mask_scale = 2.0
+            if self.layout != 'spatial':
+                constant_init(self.ln, 0)
+            if self.layout != 'channel':
+                constant_init(self.sp_wv, 0)
+
+    def init_weights(self):
+        """Initialise the weights, then apply ``init_cfg``."""
+        self.reset_parameters()
+        super().init_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N×C×H×W to N×C×H×W, of the same dtype."""
+        self._check_input(x)
+        with torch.autocast(x.device.type, enabled=False):
+            # Half precision is computed in float32, float64 in itself.
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            out = gate(wide, self._compute_masks(wide), self.layout)
+            return out.to(x.dtype)
+
+    def masks(self, x: Tensor) -> Masks:
+        """The masks that :meth:`forward` gates ``x`` with, in float32.
+
+        Returns:
+            Masks: ``channel`` (N×C×1×1) and ``spatial`` (N×1×H×W), None where
+            the layout has no such mask; float64 for a float64 input.
+        """
+        self._check_input(x)
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            return self._compute_masks(wide)
+
+    def _compute_masks(self, x):
+        if self.variant == 'paper':
+            return paper_masks(self, x)
+        return official_masks(self, x)
+
+    def _check_input(self, x):
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'x must be N×{self.in_channels}×H×W, got {tuple(x.shape)}'
+            )
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.mask_scale != 1:
+            scale = torch.tensor(self.mask_scale)
+            destination[prefix + 'mask_scale'] = scale
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        scale = state_dict.pop(prefix + 'mask_scale', None)
+        if scale is not None:
+            self.mask_scale = float(scale)
+        elif any(key.startswith(prefix) for key in state_dict):
+            # Weights saved without a factor were trained without one.
+            self.mask_scale = 1.0
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return (
+            f'{self.in_channels}, layout={self.layout!r}, '
+            f'variant={self.variant!r}, mask_scale={self.mask_scale:g}'
+        )

@@ -1,0 +1,126 @@
+"""Small backbones and a plugin that counts its calls."""
+
+import copy
+
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+
+@MODELS.register_module()
+class Probe(nn.Module):
+    """``x`` times a parameter; counts its calls and keeps its last input."""
+
+    _abbr_ = 'probe'
+
+    def __init__(self, in_channels, factor=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((in_channels, 1, 1), factor))
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.weight
+
+
+def _hrnet(block):
+    def stage(num_branches, block):
+        return dict(
+            num_modules=1,
+            num_branches=num_branches,
+            block=block,
+            num_blocks=(1,) * num_branches,
+            num_channels=(4, 8, 16, 32)[:num_branches],
+        )
+
+    stages = {f'stage{n}': stage(n, block) for n in (2, 3, 4)}
+    return dict(
+        type='HRNet', extra=dict(stage1=stage(1, 'BOTTLENECK'), **stages)
+    )
+
+
+def _resnet(name, depth, **kwargs):
+    return dict(
+        type=name, depth=depth, base_channels=8, stem_channels=8, **kwargs
+    )
+
+
+# Every backbone that takes plugins, with both kinds of blocks.
+BACKBONES = {
+    'mmpose': {
+        'HRNet': _hrnet('BASIC'),
+        'HRNet-bottleneck': _hrnet('BOTTLENECK'),
+        'ResNet18': _resnet('ResNet', 18),
+        'ResNet50': _resnet('ResNet', 50),
+        'ResNetV1d50': _resnet('ResNetV1d', 50),
+        'ResNeXt50': _resnet('ResNeXt', 50, groups=2, width_per_group=2),
+        'SEResNet50': _resnet('SEResNet', 50, se_ratio=4),
+        # It pools by four in every block.
+        'SCNet50': _resnet('SCNet', 50, strides=(1, 2, 2, 1)),
+    },
+    'mmseg': {
+        'HRNet': _hrnet('BASIC'),
+        'HRNet-bottleneck': _hrnet('BOTTLENECK'),
+        'ResNet18': _resnet('ResNet', 18),
+        'ResNet50': _resnet('ResNet', 50),
+        'ResNetV1c50': _resnet('ResNetV1c', 50),
+        'ResNetV1d18': _resnet('ResNetV1d', 18),
+        'ResNeXt50': _resnet('ResNeXt', 50, groups=2, base_width=2),
+    },
+}
+ALL = [
+    (codebase, name)
+    for codebase, backbones in BACKBONES.items()
+    for name in backbones
+]
+
+
+def build(codebase, name, **kwargs):
+    """Build a small backbone through its codebase's registry."""
+    from importlib import import_module
+
+    registry = import_module(f'{codebase}.registry').MODELS
+    cfg = copy.deepcopy(BACKBONES[codebase][name])
+    return registry.build(dict(cfg, **kwargs))
+
+
+def upstream(codebase, name, **kwargs):
+    """Build the same backbone from upstream's own class."""
+    from importlib import import_module
+
+    cfg = copy.deepcopy(BACKBONES[codebase][name])
+    backbones = import_module(f'{codebase}.models.backbones')
+    return getattr(backbones, cfg.pop('type'))(**dict(cfg, **kwargs))
+
+
+def last_position(name):
+    """The last position that every block of a backbone has."""
+    basic = '18' in name or name == 'HRNet'
+    return 'after_conv2' if basic else 'after_conv3'
+
+
+def positions(name):
+    """The positions that every block of a backbone has."""
+    return [
+        f'after_conv{i}' for i in range(1, int(last_position(name)[-1]) + 1)
+    ]
+
+
+def images(size=64, batch=2):
+    """Random input, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, size, size, generator=generator)
+
+
+def randomise(module):
+    """Random weights and statistics, so that no branch is zero."""
+    generator = torch.Generator().manual_seed(1)
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator)
+            if tensor.dim() > 1:
+                fan_in = tensor[0].numel()
+                tensor.copy_((noise - 0.5) * (12 / fan_in) ** 0.5)
+            else:
+                tensor.copy_(0.5 + noise)
+    return module

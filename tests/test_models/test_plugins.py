@@ -1,0 +1,449 @@
+"""Insertion: where a plugin runs, and that it goes on running."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from helpers import (
+    ALL,
+    BACKBONES,
+    Probe,
+    build,
+    images,
+    last_position,
+    positions,
+    randomise,
+    upstream,
+)
+from mmcv.cnn import fuse_conv_bn
+from mmengine.model import (
+    ExponentialMovingAverage,
+    convert_sync_batchnorm,
+    revert_sync_batchnorm,
+)
+from torch import nn
+
+from mmpsa import insert_plugins
+
+
+def probe(position, factor=1.0, **kwargs):
+    cfg = dict(type='Probe', factor=factor)
+    if 'postfix' in kwargs:
+        cfg['postfix'] = kwargs.pop('postfix')
+    return dict(cfg=cfg, position=position, **kwargs)
+
+
+def probes(module):
+    return [m for m in module.modules() if isinstance(m, Probe)]
+
+
+def blocks(backbone):
+    return [m for m in backbone.modules() if hasattr(m, 'downsample')]
+
+
+def run(backbone, x):
+    """Every probe must run exactly once."""
+    for p in probes(backbone):
+        p.calls = 0
+    out = backbone(x)
+    assert probes(backbone)
+    assert {p.calls for p in probes(backbone)} == {1}
+    return out
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b)) and len(a) == len(b)
+
+
+def block_forward(block, x, plugins):
+    """What a block computes when it is written with plugins in it."""
+
+    def plug(x, position):
+        for factor in plugins.get(position, ()):
+            x = x * factor
+        return x
+
+    kind = type(block).__name__
+    if kind == 'SCBottleneck':
+        a = block.norm1(block.conv1(x)).relu()
+        a = block.k1(plug(a, 'after_conv1'))
+        b = block.norm2(block.conv2(x)).relu()
+        b = block.scconv(plug(b, 'after_conv2'))
+        out = block.norm3(block.conv3(torch.cat([a, b], 1)))
+        out = plug(out, 'after_conv3')
+    else:
+        out = plug(block.norm1(block.conv1(x)).relu(), 'after_conv1')
+        out = block.norm2(block.conv2(out))
+        if hasattr(block, 'conv3'):
+            out = plug(out.relu(), 'after_conv2')
+            out = plug(block.norm3(block.conv3(out)), 'after_conv3')
+        else:
+            out = plug(out, 'after_conv2')
+        if kind == 'SEBottleneck':
+            out = block.se_layer(out)
+    identity = x if block.downsample is None else block.downsample(x)
+    return (out + identity).relu()
+
+
+@pytest.mark.parametrize('codebase, name', ALL)
+def test_where_plugins_run(codebase, name):
+    """Against each block's forward written out with plugins in it."""
+    factors = {p: (1.5 + i, -0.5) for i, p in enumerate(positions(name))}
+    plain = randomise(build(codebase, name))
+    backbone = copy.deepcopy(plain)
+    for i in range(2):
+        insert_plugins(
+            backbone,
+            [probe(p, f[i], postfix=f'{p}{i}') for p, f in factors.items()],
+        )
+    plain.eval(), backbone.eval()
+    tested = 0
+    for block, bare in zip(blocks(backbone), blocks(plain)):
+        x = torch.rand(2, block.conv1.in_channels, 8, 8)
+        expected = block_forward(bare, x, factors)
+        torch.testing.assert_close(run(block, x), expected)
+        tested += 1
+    assert tested >= 8
+
+
+@pytest.mark.parametrize('codebase, name', ALL)
+def test_width_is_the_convolutions(codebase, name):
+    backbone = build(
+        codebase, name, plugins=[probe(p, postfix=p) for p in positions(name)]
+    )
+    for block in blocks(backbone):
+        for position in positions(name):
+            width = len(getattr(block, f'probe{position}').weight)
+            conv = getattr(block, position[len('after_') :])
+            assert width == conv.out_channels
+
+
+@pytest.mark.parametrize('codebase, name', ALL)
+def test_plugins_survive_what_runners_do(codebase, name):
+    """Counted at every position after each change to the model."""
+    x = images()
+    make = dict(plugins=[probe(p, postfix=p) for p in positions(name)])
+    backbone = build(codebase, name, **make)
+    run(backbone, x)
+
+    clone = copy.deepcopy(backbone)
+    run(clone, x)
+    assert not {*map(id, probes(clone))} & {*map(id, probes(backbone))}
+    run(pickle.loads(pickle.dumps(backbone)), x)
+    buffer = io.BytesIO()
+    torch.save(backbone, buffer)
+    buffer.seek(0)
+    run(torch.load(buffer, weights_only=False), x)
+    run(ExponentialMovingAverage(backbone).module, x)
+
+    synced = build(codebase, name, norm_cfg=dict(type='SyncBN'), **make)
+    synced.load_state_dict(backbone.state_dict())
+    run(revert_sync_batchnorm(synced), x)
+
+    backbone.eval()
+    expected = run(backbone, x)
+    converted = convert_sync_batchnorm(copy.deepcopy(backbone))
+    converted.eval()
+    assert same(run(converted, x), expected)
+    assert same(run(revert_sync_batchnorm(converted), x), expected)
+    fused = fuse_conv_bn(copy.deepcopy(backbone))
+    for a, b in zip(run(fused, x), expected):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('codebase, name', ALL)
+def test_copies_are_independent(codebase, name):
+    plugins = [probe(last_position(name))]
+    backbone = randomise(build(codebase, name, plugins=plugins))
+    backbone.eval()
+    x = images()
+    expected = backbone(x)
+    clone = copy.deepcopy(backbone)
+    for p in probes(clone):
+        nn.init.zeros_(p.weight)
+    assert same(backbone(x), expected)
+    assert not same(clone(x), expected)
+
+
+@pytest.mark.parametrize('codebase, name', ALL)
+def test_without_plugins_upstreams_own(codebase, name):
+    """Same keys, same output bit for bit, same class name."""
+    ours, theirs = build(codebase, name), upstream(codebase, name)
+    assert type(ours) is not type(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert repr(ours) == repr(theirs)
+    theirs.load_state_dict(ours.state_dict())
+    x = images()
+    for mode in (True, False):
+        ours.train(mode), theirs.train(mode)
+        assert same(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize('name', ['ResNet50', 'ResNetV1c50'])
+@pytest.mark.parametrize('plugin', ['ContextBlock', 'NonLocal2d', 'PSA'])
+def test_equals_native_plugins(name, plugin):
+    """mmseg's ResNet has plugins of its own for Bottleneck."""
+    cfg = dict(type=plugin)
+    if plugin == 'ContextBlock':
+        cfg['ratio'] = 0.5
+    plugins = [
+        dict(cfg=dict(cfg, postfix=3), position='after_conv3'),
+        dict(
+            cfg=dict(cfg, postfix='_a'),
+            position='after_conv1',
+            stages=(False, True, True, False),
+        ),
+        dict(cfg=cfg, position='after_conv2', stages=(True, False) * 2),
+    ]
+    given = copy.deepcopy(plugins)
+    ours = build('mmseg', name, plugins=plugins)
+    assert plugins == given
+    theirs = upstream('mmseg', name, plugins=plugins)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    randomise(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    x = images()
+    for mode in (True, False):
+        ours.train(mode), theirs.train(mode)
+        for a, b in zip(ours(x), theirs(x)):
+            torch.testing.assert_close(a, b)
+
+
+def test_hrnet_stages_are_whole_stages():
+    backbone = build('mmpose', 'HRNet')
+    only = [False, False, True, False]
+    names = insert_plugins(backbone, [probe('after_conv1', stages=only)])
+    assert names == [
+        f'stage3.0.branches.{branch}.0.probe' for branch in range(3)
+    ]
+    modules = dict(backbone.named_modules())
+    assert all(type(modules[name]) is Probe for name in names)
+
+
+@pytest.mark.parametrize('codebase', ['mmpose', 'mmseg'])
+def test_insert_into_a_built_backbone(codebase):
+    """The same as plugins= in the config, twice in a row as well."""
+    first = probe('after_conv1', 2.0)
+    second = probe('after_conv1', 3.0, postfix='2')
+    built = build(codebase, 'ResNet18', plugins=[first, second])
+    backbone = upstream(codebase, 'ResNet18')
+    names = insert_plugins(backbone, [first])
+    names += insert_plugins(backbone, [second])
+    assert sorted(names) == sorted(
+        name for name, m in built.named_modules() if isinstance(m, Probe)
+    )
+    assert list(built.state_dict()) == list(backbone.state_dict())
+    backbone.load_state_dict(built.state_dict())
+    x = images()
+    assert same(run(backbone, x), run(built, x))
+
+
+def test_follows_its_block():
+    """dtype, mode and freezing of the block it is put into."""
+    backbone = upstream('mmpose', 'ResNet18', frozen_stages=2).double()
+    backbone.train()
+    insert_plugins(backbone, [probe('after_conv1')])
+    for stage, layer in enumerate(
+        (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+    ):
+        for p in probes(layer):
+            assert p.weight.dtype == torch.double
+            assert p.weight.requires_grad == (stage >= 2)
+            assert p.training == (stage >= 2)
+    run(backbone, images().double())
+
+
+@pytest.mark.parametrize('codebase, name', ALL)
+def test_frozen_stages_and_norm_eval(codebase, name):
+    backbone = build(
+        codebase,
+        name,
+        plugins=[probe('after_conv1')],
+        frozen_stages=1,
+        norm_eval=True,
+    )
+    for _ in range(2):
+        for key, parameter in backbone.named_parameters():
+            if 'probe' in key:
+                assert parameter.requires_grad != key.startswith('layer1.')
+        backbone.train()
+    assert not any(
+        m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)
+    )
+
+
+@pytest.mark.parametrize('codebase, name', ALL)
+def test_with_cp(codebase, name):
+    """Checkpointed activations: same output, same gradients."""
+    plugins = [probe(p, 1.1, postfix=p) for p in positions(name)]
+    plain = randomise(build(codebase, name, plugins=plugins))
+    recomputed = build(codebase, name, plugins=plugins, with_cp=True)
+    recomputed.load_state_dict(plain.state_dict())
+    results = []
+    for backbone in (plain, recomputed):
+        x = images().double().requires_grad_()
+        backbone.double().eval()
+        out = backbone(x)
+        sum(level.sum() for level in out).backward()
+        results.append(
+            [*out, x.grad, *(p.weight.grad for p in probes(backbone))]
+        )
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b)
+
+
+def with_psa_and_probe(codebase, name, **kwargs):
+    last = probe(last_position(name), 0.5)
+    psa = dict(cfg=dict(type='PSA'), position='after_conv1')
+    backbone = build(codebase, name, plugins=[psa, last], **kwargs)
+    randomise(backbone)
+    backbone.eval()
+    return backbone
+
+
+@pytest.mark.parametrize('codebase, name', ALL)
+def test_trace(codebase, name):
+    backbone = with_psa_and_probe(codebase, name)
+    x = images()
+    for a, b in zip(torch.jit.trace(backbone, x)(x), backbone(x)):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    'codebase, name', [(c, n) for c, n in ALL if n.startswith('ResNet')]
+)
+def test_export(codebase, name):
+    one_stage = dict(
+        num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,)
+    )
+    backbone = with_psa_and_probe(codebase, name, **one_stage)
+    x = images()
+    exported = torch.export.export(backbone, (x,)).module()
+    torch.testing.assert_close(exported(x)[0], backbone(x)[0])
+
+
+def test_any_registered_plugin_of_any_scope():
+    backbone = build(
+        'mmpose',
+        'HRNet',
+        plugins=[
+            dict(cfg=dict(type='mmpsa.PSA'), position='after_conv1'),
+            dict(
+                cfg=dict(type='ContextBlock', ratio=0.5, _scope_='mmseg'),
+                position='after_conv1',
+            ),
+            dict(
+                cfg=dict(type='NonLocal2d', sub_sample=True),
+                position='after_conv2',
+                stages=(False, False, False, True),
+            ),
+            dict(cfg=dict(type=Probe), position='after_conv2'),
+        ],
+    )
+    block = backbone.stage4[0].branches[0][0]
+    children = [name for name, _ in block.named_children()]
+    assert children[-4:] == ['psa', 'context_block', 'nonlocal_block', 'probe']
+    run(backbone, images())
+
+
+REFUSED = [
+    (dict(), TypeError, 'plugins must be a list of dicts, got dict'),
+    (['PSA'], TypeError, r'plugins\[0\] must be a dict, got str'),
+    ([dict(position='after_conv1')], ValueError, "lacks the key 'cfg'"),
+    ([dict(cfg=dict(type='PSA'))], ValueError, "lacks the key 'position'"),
+    (
+        [dict(cfg='PSA', position='after_conv1')],
+        TypeError,
+        r"\['cfg'\] must be a dict, got str",
+    ),
+    (
+        [dict(cfg=dict(layout='parallel'), position='after_conv1')],
+        ValueError,
+        "lacks the key 'type'",
+    ),
+    (
+        [probe('after_conv1', postfix=1.5)],
+        ValueError,
+        r"\['postfix'\] must be a str without dots or an int, got 1.5",
+    ),
+    (
+        [dict(probe('after_conv1'), postfix='1')],
+        ValueError,
+        "unknown key 'postfix': it belongs inside cfg",
+    ),
+    (
+        [dict(probe('after_conv1'), stage=(True,))],
+        ValueError,
+        "unknown key 'stage'; allowed are",
+    ),
+    (
+        [probe('before_conv1')],
+        ValueError,
+        r"\['position'\] must be one of .* got 'before_conv1'",
+    ),
+    (
+        [probe('after_conv3')],
+        ValueError,
+        r'must be one of .*after_conv2.* for layer1.0, a BasicBlock',
+    ),
+    (
+        [probe('after_conv1', stages=(True,) * 3)],
+        ValueError,
+        r"\['stages'\] must be 4 booleans.* got \(True, True, True\)",
+    ),
+    (
+        [probe('after_conv1', stages=(1, 2, 3, 4))],
+        ValueError,
+        r'must be 4 booleans.* got \(1, 2, 3, 4\)',
+    ),
+    (
+        [probe('after_conv1'), probe('after_conv2')],
+        ValueError,
+        r"plugins\[1\]: the name 'probe' is taken in layer1.0.*postfix",
+    ),
+    (
+        [dict(cfg=dict(type='Nothing'), position='after_conv1')],
+        ValueError,
+        r"plugins\[0\]\['cfg'\] cannot be built .*Nothing",
+    ),
+    (
+        [dict(cfg=dict(type='PSA', ratio=16), position='after_conv1')],
+        ValueError,
+        'cannot be built for layer1.0 with in_channels=8: .*ratio',
+    ),
+]
+
+
+@pytest.mark.parametrize('plugins, error, message', REFUSED)
+def test_refused_plugins(plugins, error, message):
+    """Nothing is inserted then."""
+    backbone = build('mmpose', 'ResNet18')
+    keys = list(backbone.state_dict())
+    with pytest.raises(error, match=message):
+        insert_plugins(backbone, plugins)
+    assert list(backbone.state_dict()) == keys
+    with pytest.raises(error, match=message):
+        build('mmpose', 'ResNet18', plugins=plugins)
+
+
+def test_refused_backbones():
+    """Without residual blocks, or with blocks that run otherwise."""
+    from mmpose.models.backbones import MobileNetV2, ResNeSt
+
+    for backbone in (MobileNetV2(), ResNeSt(depth=50), nn.Conv2d(3, 3, 1)):
+        with pytest.raises(
+            ValueError,
+            match=f'{type(backbone).__name__} has no stages of residual',
+        ):
+            insert_plugins(backbone, [probe('after_conv1')])
+
+
+def test_every_backbone_is_tested():
+    from mmpsa.models.backbones import mmpose, mmseg
+
+    for module in (mmpose, mmseg):
+        codebase = module.__name__.rsplit('.', 1)[-1]
+        tested = {cfg['type'] for cfg in BACKBONES[codebase].values()}
+        assert tested == set(module.NAMES)

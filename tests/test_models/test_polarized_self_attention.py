@@ -1,0 +1,199 @@
+"""The block: arguments, state dicts, initialisation."""
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import load_state_dict
+from torch import nn
+
+from mmpsa import PSA, PolarizedSelfAttention
+from mmpsa.models.polarized_self_attention import LAYOUTS
+
+PAPER_KEYS = {
+    'channel': [
+        ('ch_wv', (6, 12, 1, 1)),
+        ('ch_wq', (1, 12, 1, 1)),
+        ('ch_wz', (12, 6, 1, 1)),
+        ('ln', (12,)),
+    ],
+    'spatial': [('sp_wv', (6, 12, 1, 1)), ('sp_wq', (6, 12, 1, 1))],
+}
+
+
+@pytest.mark.parametrize(
+    'name', ['PolarizedSelfAttention', 'PSA', 'mmpsa.PSA']
+)
+def test_registered(name):
+    block = MODELS.build(dict(type=name, in_channels=4))
+    assert type(block) is PolarizedSelfAttention is PSA
+    assert block._abbr_ == 'psa'
+
+
+@pytest.mark.parametrize('layout', LAYOUTS['paper'])
+def test_paper_keys(layout):
+    """Those of the widely used re-implementation, in its shapes."""
+    halves = [layout] if layout in PAPER_KEYS else list(PAPER_KEYS)
+    expected = {}
+    for half in halves:
+        for name, shape in PAPER_KEYS[half]:
+            expected[f'{name}.weight'] = shape
+            expected[f'{name}.bias'] = shape[:1]
+    block = PolarizedSelfAttention(12, layout)
+    shapes = {k: tuple(v.shape) for k, v in block.state_dict().items()}
+    assert shapes == expected
+
+
+def test_official_keys():
+    """Those of ``PSA_p`` and ``PSA_s`` of the authors' code."""
+    masks = {
+        'conv_q_right.weight': (1, 16, 1, 1),
+        'conv_v_right.weight': (8, 16, 1, 1),
+        'conv_q_left.weight': (8, 16, 1, 1),
+        'conv_v_left.weight': (8, 16, 1, 1),
+    }
+    up = {
+        'parallel': {'conv_up.weight': (16, 8, 1, 1)},
+        'sequential': {
+            'conv_up.0.weight': (2, 8, 1, 1),
+            'conv_up.0.bias': (2,),
+            'conv_up.1.weight': (2, 1, 1),
+            'conv_up.1.bias': (2, 1, 1),
+            'conv_up.3.weight': (16, 2, 1, 1),
+            'conv_up.3.bias': (16,),
+        },
+    }
+    for layout, extra in up.items():
+        block = PolarizedSelfAttention(16, layout, 'official')
+        shapes = {k: tuple(v.shape) for k, v in block.state_dict().items()}
+        assert shapes == {**masks, **extra}
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(in_channels=0), 'in_channels must be a positive int, got 0'),
+        (dict(in_channels='8'), "positive int, got '8'"),
+        (dict(in_channels=8, layout='both'), "layout must be .* got 'both'"),
+        (dict(in_channels=8, variant='p'), "variant must be .* got 'p'"),
+        (
+            dict(in_channels=8, layout='channel', variant='official'),
+            "layout must be .* variant='official', got 'channel'",
+        ),
+        (
+            dict(in_channels=7, layout='sequential', variant='official'),
+            'in_channels must be at least 8 .* got 7',
+        ),
+        (
+            dict(in_channels=8, variant='official', identity_init=True),
+            "identity_init needs variant='paper'",
+        ),
+        (
+            dict(in_channels=8, identity_init=True, init_cfg=dict(type='X')),
+            'identity_init and init_cfg exclude each other',
+        ),
+    ],
+)
+def test_refused_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        PolarizedSelfAttention(**kwargs)
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 4), (2, 7, 4, 4), (8, 4, 4)])
+def test_refused_input(shape):
+    block = PolarizedSelfAttention(8)
+    for call in (block, block.masks):
+        with pytest.raises(ValueError, match='x must be N×8×H×W, got'):
+            call(torch.zeros(shape))
+
+
+@pytest.mark.parametrize('layout', LAYOUTS['paper'])
+@pytest.mark.parametrize(
+    'dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+)
+def test_identity_init(layout, dtype):
+    block = PolarizedSelfAttention(10, layout, identity_init=True).to(dtype)
+    x = torch.randn(2, 10, 6, 5).to(dtype)
+    assert torch.equal(block(x), x)
+    block.init_weights()
+    assert torch.equal(block(x), x)
+    # It is a start, not a dead end: gradients reach the gates.
+    block(x).pow(2).sum().backward()
+    gates = ['ln.bias', 'sp_wv.bias']
+    for name, parameter in block.named_parameters():
+        if name in gates:
+            assert parameter.grad.any()
+
+
+@pytest.mark.parametrize('layout', ['sequential', 'channel', 'spatial'])
+@pytest.mark.parametrize('load', [nn.Module.load_state_dict, load_state_dict])
+def test_rescaling_travels_with_the_weights(layout, load):
+    rescaled = PolarizedSelfAttention(6, layout, identity_init=True)
+    plain = PolarizedSelfAttention(6, layout)
+    x = torch.randn(2, 6, 4, 4)
+    expected = plain(x)
+
+    adopted = PolarizedSelfAttention(6, layout)
+    load(adopted, rescaled.state_dict(), strict=True)
+    assert torch.equal(adopted(x), x)
+    load(rescaled, plain.state_dict(), strict=True)
+    assert torch.equal(rescaled(x), expected)
+    # and on to the next file
+    again = PolarizedSelfAttention(6, layout)
+    load(again, adopted.state_dict(), strict=True)
+    assert torch.equal(again(x), x)
+
+
+def test_rescaling_survives_a_checkpoint_without_the_block():
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1), PolarizedSelfAttention(6, 'channel')
+    )
+    model[1] = PolarizedSelfAttention(6, 'channel', identity_init=True)
+    x = torch.randn(1, 3, 4, 4)
+    load_state_dict(model, nn.Sequential(nn.Conv2d(3, 6, 1)).state_dict())
+    assert torch.equal(model(x), model[0](x))
+
+
+def test_initialisation():
+    """Kaiming over the fan-in, zero bias, LayerNorm at (1, 0)."""
+    torch.manual_seed(0)
+    block = PolarizedSelfAttention(256)
+    for parameter in block.parameters():
+        nn.init.constant_(parameter, 7)
+    block.init_weights()
+    for name in ('ch_wv', 'ch_wz', 'sp_wv', 'sp_wq'):
+        conv = getattr(block, name)
+        std = (2 / conv.in_channels) ** 0.5
+        assert abs(conv.weight.std().item() / std - 1) < 0.05
+        assert not conv.bias.any()
+    assert block.ln.weight.eq(1).all() and not block.ln.bias.any()
+
+
+def test_init_cfg_has_the_last_word():
+    block = PolarizedSelfAttention(
+        8, init_cfg=dict(type='Constant', val=3, layer='Conv2d')
+    )
+    block.init_weights()
+    assert block.ch_wv.weight.eq(3).all()
+    assert block.ln.weight.eq(1).all()
+
+
+@pytest.mark.parametrize('layout', LAYOUTS['paper'])
+def test_masks(layout):
+    """What masks() returns is what forward gates with."""
+    block = PolarizedSelfAttention(8, layout)
+    x = torch.randn(2, 8, 5, 6)
+    channel, spatial = block.masks(x)
+    assert (channel is None) == (layout == 'spatial')
+    assert (spatial is None) == (layout == 'channel')
+    if channel is not None:
+        assert channel.shape == (2, 8, 1, 1)
+        assert 0 < channel.min() and channel.max() < 1
+    if spatial is not None:
+        assert spatial.shape == (2, 1, 5, 6)
+    gate = {
+        'parallel': lambda: channel + spatial,
+        'sequential': lambda: channel * spatial,
+        'channel': lambda: channel,
+        'spatial': lambda: spatial,
+    }[layout]()
+    torch.testing.assert_close(block(x), x * gate)
