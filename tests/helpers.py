@@ -1,10 +1,13 @@
 """Small backbones and a plugin that counts its calls."""
 
 import copy
+from importlib import import_module
 
 import torch
 from mmengine.registry import MODELS
 from torch import nn
+
+import mmpsa  # noqa: F401  (registers the backbones)
 
 
 @MODELS.register_module()
@@ -77,17 +80,13 @@ ALL = [
 
 def build(codebase, name, **kwargs):
     """Build a small backbone through its codebase's registry."""
-    from importlib import import_module
-
     registry = import_module(f'{codebase}.registry').MODELS
     cfg = copy.deepcopy(BACKBONES[codebase][name])
-    return registry.build(dict(cfg, **kwargs))
+    return registry.build(dict(cfg, _scope_=codebase, **kwargs))
 
 
 def upstream(codebase, name, **kwargs):
     """Build the same backbone from upstream's own class."""
-    from importlib import import_module
-
     cfg = copy.deepcopy(BACKBONES[codebase][name])
     backbones = import_module(f'{codebase}.models.backbones')
     return getattr(backbones, cfg.pop('type'))(**dict(cfg, **kwargs))
