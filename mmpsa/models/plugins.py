@@ -15,7 +15,7 @@ from mmcv.cnn import build_plugin_layer
 from mmengine.logging import print_log
 from mmengine.model import update_init_info
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 
 
 class _Anchor(NamedTuple):
@@ -298,18 +298,15 @@ class _Carrier:
     def attach(self, block, args):
         child = getattr(block, self.anchor.child)
         if self.anchor.after:
-            if self.run_after not in child._forward_hooks.values():
-                child.register_forward_hook(self.run_after)
-        elif self.run_before not in child._forward_pre_hooks.values():
-            child.register_forward_pre_hook(self.run_before)
+            hooks, register = child._forward_hooks, child.register_forward_hook
+        else:
+            hooks = child._forward_pre_hooks
+            register = child.register_forward_pre_hook
+        if not any(hook is self for hook in hooks.values()):
+            register(self)
 
-    def run_before(self, child, args):
-        return (self.run(*args),)
-
-    def run_after(self, child, args, output):
-        return self.run(output)
-
-    def run(self, x: Tensor) -> Tensor:
+    def __call__(self, child, args, output=None):
+        x = output if self.anchor.after else args[0]
         for name in self.names:
             x = getattr(self.block, name)(x)
         return x

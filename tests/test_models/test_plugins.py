@@ -314,14 +314,16 @@ def test_trace(codebase, name):
 @pytest.mark.parametrize(
     'codebase, name', [(c, n) for c, n in ALL if n.startswith('ResNet')]
 )
-def test_export(codebase, name):
+def test_export_and_compile(codebase, name):
     one_stage = dict(
         num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,)
     )
     backbone = with_psa_and_probe(codebase, name, **one_stage)
     x = images()
     exported = torch.export.export(backbone, (x,)).module()
-    torch.testing.assert_close(exported(x)[0], backbone(x)[0])
+    compiled = torch.compile(backbone, fullgraph=True, backend='eager')
+    for forward in (exported, compiled):
+        torch.testing.assert_close(forward(x)[0], backbone(x)[0])
 
 
 def test_any_registered_plugin_of_any_scope():

@@ -1,0 +1,28 @@
+PYTHON ?= python3.11
+
+.PHONY: help env quickstart test lint format clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+env:  ## make .venv, pinned and tested versions of everything
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo 'make env: no $(PYTHON); name a Python 3.11 with `make PYTHON=...`' >&2; exit 1; }
+	@$(PYTHON) requirements/install.py
+
+quickstart: env  ## data, training, evaluation, a table and a picture
+	.venv/bin/python tools/quickstart.py
+
+test: lint  ## lint and run the tests
+	.venv/bin/python -m pytest
+
+lint: env  ## check style and format
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m ruff format --check
+
+format: env  ## mend style and format
+	.venv/bin/python -m ruff check --fix
+	.venv/bin/python -m ruff format
+
+clean:  ## remove .venv and everything built
+	rm -rf .venv build dist mmpsa.egg-info mmpsa/.mim

@@ -1,0 +1,14 @@
+_base_ = './td-hm_hrnet-w16s_1xb32-10e_lspet-128x96.py'
+
+custom_imports = dict(imports=['mmpsa'])
+model = dict(
+    backbone=dict(
+        plugins=[
+            dict(
+                cfg=dict(type='PSA', layout='sequential', identity_init=True),
+                stages=(True, True, True, True),
+                position='after_conv1',
+            )
+        ]
+    )
+)

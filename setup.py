@@ -1,0 +1,61 @@
+"""Packaging; everything static is in setup.cfg.
+
+``mim`` looks for a package's configs, tools and model index in a folder
+``.mim`` inside the package.
+"""
+
+import runpy
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+from setuptools.command.develop import develop
+
+ROOT = Path(__file__).resolve().parent
+MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
+
+
+def requirements(name):
+    return (ROOT / f'requirements/{name}.txt').read_text().splitlines()
+
+
+class BuildWithMim(build_py):
+    """Copies what mim needs into the built package."""
+
+    def run(self):
+        super().run()
+        mim = Path(self.build_lib, 'mmpsa/.mim')
+        shutil.rmtree(mim, ignore_errors=True)
+        mim.mkdir(parents=True)
+        for name in MIM_CONTENT:
+            if (ROOT / name).is_dir():
+                shutil.copytree(
+                    ROOT / name,
+                    mim / name,
+                    ignore=shutil.ignore_patterns('__pycache__'),
+                )
+            else:
+                shutil.copy2(ROOT / name, mim)
+
+
+class DevelopWithMim(develop):
+    """Links what mim needs into the package's source folder."""
+
+    def run(self):
+        mim = ROOT / 'mmpsa/.mim'
+        shutil.rmtree(mim, ignore_errors=True)
+        mim.mkdir()
+        for name in MIM_CONTENT:
+            (mim / name).symlink_to(Path('../..', name))
+        super().run()
+
+
+setup(
+    version=runpy.run_path(str(ROOT / 'mmpsa/version.py'))['__version__'],
+    install_requires=requirements('runtime'),
+    extras_require={
+        name: requirements(name) for name in ('pose', 'seg', 'dev')
+    },
+    cmdclass=dict(build_py=BuildWithMim, develop=DevelopWithMim),
+)

@@ -1,0 +1,54 @@
+"""What ``train.py`` and ``test.py`` read from the command line alike."""
+
+import os
+import os.path as osp
+
+from mmengine.config import Config, DictAction
+
+
+def parse_args(parser):
+    """Add the common arguments to ``parser``, parse, load the config.
+
+    Returns:
+        tuple: the parsed arguments (argparse.Namespace) and the config
+        (mmengine.Config) with what they say of it merged in.
+    """
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and models '
+        '(default: work_dir of the config, else ./work_dirs/CONFIG_NAME)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override settings of the config, for example '
+        'train_dataloader.batch_size=8 model.backbone.out_indices="(0,1)"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher (default: none)',
+    )
+    # torch.distributed.launch passes this one
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+
+    # A config without custom_imports needs mmpsa too: on torch >= 2.6 it is
+    # what lets mmengine read its own checkpoints. Not at the top of the
+    # file, where it would make `-h` wait.
+    import mmpsa  # noqa: F401
+
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        name = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = osp.join('work_dirs', name)
+    return args, cfg

@@ -1,0 +1,465 @@
+"""Render the quickstart's data: articulated figures over clutter.
+
+The same pictures carry COCO keypoints (for mmpose) and masks of body parts
+(for mmseg)::
+
+    data/figures/
+        images/{train,val}/000000.jpg
+        masks/{train,val}/000000.png     indices into CLASSES
+        annotations/{train,val}.json     COCO keypoint format
+
+Nothing but NumPy and OpenCV is needed, and a seed gives the same bytes each
+time. To keep the task from being trivial, figures are turned, foreshortened,
+cut off by the border, seen from behind (which swaps left and right), covered
+by bars and blobs and crossed by a second figure; loose limbs, balls and boxes
+in the colours of their clothes lie around and are background.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+SIZE = 128  # pixels a side
+SCALE = 2  # pictures are drawn this much larger, then reduced: smooth edges
+CLASSES = ('background', 'head', 'torso', 'arm', 'leg')
+KEYPOINTS = (
+    'head_top',
+    'neck',
+    'left_shoulder',
+    'right_shoulder',
+    'left_elbow',
+    'right_elbow',
+    'left_wrist',
+    'right_wrist',
+    'left_hip',
+    'right_hip',
+    'left_knee',
+    'right_knee',
+    'left_ankle',
+    'right_ankle',
+)
+SKELETON = (
+    (0, 1),
+    (1, 2),
+    (2, 4),
+    (4, 6),
+    (1, 3),
+    (3, 5),
+    (5, 7),
+    (2, 8),
+    (3, 9),
+    (8, 9),
+    (8, 10),
+    (10, 12),
+    (9, 11),
+    (11, 13),
+)
+
+# Parts as drawn; `labels` holds 8 * figure + part for each pixel, 0 elsewhere.
+HEAD, TORSO, LEFT_ARM, RIGHT_ARM, LEFT_LEG, RIGHT_LEG = range(1, 7)
+PART_TO_CLASS = np.array([0, 1, 2, 3, 3, 4, 4, 0], np.uint8)
+# The parts on which each keypoint counts as seen.
+PARTS_OF_KEYPOINT = (
+    (HEAD,),
+    (HEAD, TORSO),
+    (TORSO, LEFT_ARM),
+    (TORSO, RIGHT_ARM),
+    (LEFT_ARM,),
+    (RIGHT_ARM,),
+    (LEFT_ARM,),
+    (RIGHT_ARM,),
+    (TORSO, LEFT_LEG),
+    (TORSO, RIGHT_LEG),
+    (LEFT_LEG,),
+    (RIGHT_LEG,),
+    (LEFT_LEG,),
+    (RIGHT_LEG,),
+)
+
+
+class Canvas:
+    """A picture being painted, with the label of each pixel beside it."""
+
+    def __init__(self, rng):
+        side = SIZE * SCALE
+        coarse = rng.uniform(70, 185, (5, 5, 1))
+        coarse = coarse + rng.normal(0, 15, (5, 5, 3))
+        self.image = cv2.resize(
+            coarse, (side, side), interpolation=cv2.INTER_CUBIC
+        )
+        self.image = np.clip(self.image, 0, 255).astype(np.uint8)
+        self.labels = np.zeros((side, side), np.uint8)
+
+    def polygon(self, points, colour, label):
+        points = np.round(points).astype(np.int32)
+        cv2.fillPoly(self.image, [points], colour)
+        cv2.fillPoly(self.labels, [points], label)
+
+    def ellipse(self, centre, axes, angle, colour, label):
+        centre = tuple(int(round(v)) for v in centre)
+        axes = tuple(max(1, int(round(v))) for v in axes)
+        for target, value in ((self.image, colour), (self.labels, label)):
+            cv2.ellipse(target, centre, axes, angle, 0, 360, value, -1)
+
+    def limb(self, start, end, widths, colour, label):
+        """A tapered segment with round ends."""
+        along = end - start
+        across = np.array([-along[1], along[0]])
+        across = across / max(np.linalg.norm(across), 1e-6)
+        corners = (
+            start + across * widths[0],
+            end + across * widths[1],
+            end - across * widths[1],
+            start - across * widths[0],
+        )
+        self.polygon(corners, colour, label)
+        for centre, width in zip((start, end), widths):
+            self.ellipse(centre, (width, width), 0, colour, label)
+
+
+def sample_pose(rng):
+    """Joints of a figure about one unit high, hips at the origin.
+
+    Returns:
+        np.ndarray: (14, 2), x to the right and y down, in KEYPOINTS' order.
+    """
+
+    def step(origin, side, angle, length):
+        """From a joint to the next; angle in degrees from down, outwards."""
+        angle = np.deg2rad(angle)
+        shortened = length * rng.uniform(0.75, 1)
+        return origin + shortened * np.array(
+            [side * np.sin(angle), np.cos(angle)]
+        )
+
+    turned = rng.uniform(0.7, 1)  # towards profile the body gets narrower
+    neck = np.array([rng.normal(0, 0.03), -0.30])
+    joints = np.zeros((14, 2))
+    joints[0] = step(neck, 1, 180 + rng.normal(0, 12), 0.21)
+    joints[1] = neck
+    for left, side in ((0, 1), (1, -1)):  # the left is at the viewer's right
+        joints[2 + left] = neck + turned * np.array([side * 0.10, 0.03])
+        arm = rng.uniform(-10, 130)
+        joints[4 + left] = step(joints[2 + left], side, arm, 0.19)
+        joints[6 + left] = step(
+            joints[4 + left], side, arm + rng.uniform(-20, 80), 0.18
+        )
+        joints[8 + left] = turned * np.array([side * 0.065, 0])
+        leg = rng.normal(12, 14)
+        joints[10 + left] = step(joints[8 + left], side, leg, 0.25)
+        joints[12 + left] = step(
+            joints[10 + left], side, leg - rng.uniform(-10, 40), 0.25
+        )
+    return joints
+
+
+def colour_of(rng):
+    """A random colour as cloth may have it."""
+    hsv = np.uint8(
+        [[[rng.integers(180), rng.integers(40, 230), rng.integers(50, 240)]]]
+    )
+    return tuple(int(v) for v in cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0])
+
+
+def sample_outfit(rng):
+    """Colours of skin, hair, shirt and trousers."""
+    tone = rng.uniform(0.35, 1)
+    skin = tuple(int(v * tone) for v in (170, 195, 235))
+    hair = tuple(
+        int(v) for v in rng.uniform(10, 110) * np.array([0.6, 0.8, 1])
+    )
+    return skin, hair, colour_of(rng), colour_of(rng)
+
+
+def draw_figure(canvas, rng, number, centre, height, outfit):
+    """Draw one figure.
+
+    Args:
+        canvas (Canvas): what to draw on.
+        rng (np.random.Generator): source of everything random.
+        number (int): of the figure, from 0; goes into the labels.
+        centre (np.ndarray): (2, ), where the hips go, in canvas pixels.
+        height (float): of the upright figure, in canvas pixels.
+        outfit (tuple): its colours, from :func:`sample_outfit`.
+
+    Returns:
+        np.ndarray: joints (14, 2) in canvas pixels.
+    """
+    skin, hair, shirt, trousers = outfit
+    behind = rng.random() < 0.15
+    pose = sample_pose(rng) * ((-1, 1) if behind else (1, 1))
+    angle = np.deg2rad(rng.normal(0, 15))
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    )
+    joints = pose @ turn.T * height + centre
+    sleeve = shirt if rng.random() < 0.5 else skin
+    leg = trousers if rng.random() < 0.7 else skin
+    unit = height * rng.uniform(0.85, 1.15)
+    label = 8 * number
+
+    def arm(side):
+        part = label + LEFT_ARM + side
+        shoulder, elbow, wrist = joints[2 + side : 8 : 2]
+        canvas.limb(shoulder, elbow, (0.042 * unit, 0.034 * unit), shirt, part)
+        canvas.limb(elbow, wrist, (0.033 * unit, 0.026 * unit), sleeve, part)
+        canvas.ellipse(wrist, (0.033 * unit, 0.033 * unit), 0, skin, part)
+
+    arms_in_front = rng.random(2) < 0.6
+    for side in np.flatnonzero(~arms_in_front).tolist():
+        arm(side)
+    for side in rng.permutation(2).tolist():
+        part = label + LEFT_LEG + side
+        hip, knee, ankle = joints[8 + side : 14 : 2]
+        canvas.limb(hip, knee, (0.060 * unit, 0.045 * unit), trousers, part)
+        canvas.limb(knee, ankle, (0.043 * unit, 0.030 * unit), leg, part)
+    canvas.polygon(joints[[2, 3, 9, 8]], shirt, label + TORSO)
+    for one, two in ((2, 3), (3, 9), (9, 8), (8, 2)):
+        canvas.limb(
+            joints[one],
+            joints[two],
+            (0.045 * unit, 0.045 * unit),
+            shirt,
+            label + TORSO,
+        )
+    if rng.random() < 0.4:  # a stripe down the shirt
+        canvas.limb(
+            joints[1] * 0.85 + joints[8:10].mean(0) * 0.15,
+            joints[8:10].mean(0),
+            (0.02 * unit, 0.02 * unit),
+            colour_of(rng),
+            label + TORSO,
+        )
+
+    up = (joints[0] - joints[1]) / np.linalg.norm(joints[0] - joints[1])
+    tilt = np.rad2deg(np.arctan2(up[1], up[0]))
+    length = np.linalg.norm(joints[0] - joints[1])
+    middle = joints[1] + up * length * 0.6
+    canvas.limb(
+        joints[1], middle, (0.030 * unit, 0.030 * unit), skin, label + HEAD
+    )
+    canvas.ellipse(
+        middle,
+        (length * 0.46, 0.070 * unit),
+        tilt,
+        hair if behind else skin,
+        label + HEAD,
+    )
+    if not behind:
+        canvas.ellipse(
+            middle + up * length * 0.26,
+            (length * 0.17, 0.058 * unit),
+            tilt,
+            hair,
+            label + HEAD,
+        )
+        for sign in (-1, 1):
+            eye = middle + sign * 0.028 * unit * np.array([-up[1], up[0]])
+            canvas.ellipse(
+                eye,
+                (0.011 * unit, 0.011 * unit),
+                0,
+                (20, 20, 20),
+                label + HEAD,
+            )
+    for side in np.flatnonzero(arms_in_front).tolist():
+        arm(side)
+    return joints
+
+
+def draw_clutter(canvas, rng, centre, colours):
+    """Draw one thing that is no figure: bar, box, ball or loose limb."""
+    colour = (
+        colours[rng.integers(len(colours))]
+        if rng.random() < 0.6
+        else colour_of(rng)
+    )
+    angle = rng.uniform(0, 2 * np.pi)
+    along = np.array([np.cos(angle), np.sin(angle)])
+    kind = rng.integers(4)
+    if kind == 0:  # a bar through the whole picture
+        width = rng.uniform(1.5, 4) * SCALE
+        canvas.limb(
+            centre - along * 2 * SIZE * SCALE,
+            centre + along * 2 * SIZE * SCALE,
+            (width, width),
+            colour,
+            0,
+        )
+    elif kind == 1:
+        half = rng.uniform(4, 12, 2) * SCALE
+        across = np.array([-along[1], along[0]])
+        canvas.polygon(
+            [
+                centre + along * half[0] * a + across * half[1] * b
+                for a, b in ((1, 1), (1, -1), (-1, -1), (-1, 1))
+            ],
+            colour,
+            0,
+        )
+    elif kind == 2:
+        canvas.ellipse(
+            centre, rng.uniform(4, 10, 2) * SCALE, np.rad2deg(angle), colour, 0
+        )
+    else:
+        middle = centre + along * rng.uniform(12, 24) * SCALE
+        bend = rng.uniform(-1, 1, 2) * 20 * SCALE
+        widths = np.sort(rng.uniform(2.5, 6, 3))[::-1] * SCALE
+        canvas.limb(centre, middle, widths[:2], colour, 0)
+        canvas.limb(middle, middle + bend, widths[1:], colour, 0)
+
+
+def annotate(labels, number, joints, whole):
+    """COCO annotation of one figure.
+
+    Args:
+        labels (np.ndarray): (SIZE, SIZE), 8 * figure + part for each pixel.
+        number (int): of the figure, from 0.
+        joints (np.ndarray): (14, 2), in pixels of the picture.
+        whole (np.ndarray): (SIZE, SIZE) bool, the figure before others were
+            drawn over it.
+
+    Returns:
+        dict: bbox and area in pixels, keypoints; a figure of which less than
+        a third is seen has no keypoints, as in COCO.
+    """
+    mine = labels // 8 == number
+    mine &= labels > 0
+    ys, xs = np.nonzero(whole)
+    left, top = int(xs.min()), int(ys.min())
+    width, height = int(xs.max()) + 1 - left, int(ys.max()) + 1 - top
+    keypoints = np.zeros((14, 3))
+    if mine.sum() * 3 >= whole.sum():
+        for index, (x, y) in enumerate(joints):
+            column, row = int(np.floor(x)), int(np.floor(y))
+            if 0 <= column < SIZE and 0 <= row < SIZE:
+                seen = mine[row, column] and (
+                    labels[row, column] % 8 in PARTS_OF_KEYPOINT[index]
+                )
+                keypoints[index] = x, y, 2 if seen else 1
+    return dict(
+        bbox=[left, top, width, height],
+        area=int(mine.sum()),
+        keypoints=[round(float(v), 2) for v in keypoints.ravel()],
+        num_keypoints=int((keypoints[:, 2] > 0).sum()),
+        category_id=1,
+        iscrowd=0,
+    )
+
+
+def render(rng):
+    """Render one picture.
+
+    Returns:
+        tuple: image (SIZE, SIZE, 3) uint8 BGR, mask (SIZE, SIZE) uint8 of
+        indices into CLASSES, list of COCO annotations.
+    """
+    side = SIZE * SCALE
+    canvas = Canvas(rng)
+    centres = rng.uniform((0.3, 0.4), (0.7, 0.7), (1, 2)) * side
+    heights = rng.uniform(0.7, 1.05, 1) * side
+    if rng.random() < 0.3:  # another one, beside it and further off
+        beside = centres[0] + (rng.choice((-1, 1)) * 0.3 * side, 0)
+        centres = np.stack((beside, centres[0]))
+        heights = heights[0] * np.array([rng.uniform(0.6, 0.8), 1])
+    outfits = [sample_outfit(rng) for _ in centres]
+    colours = sum(outfits, ())
+
+    for _ in range(rng.integers(3, 9)):
+        draw_clutter(canvas, rng, rng.uniform(0, side, 2), colours)
+    joints, wholes = [], []
+    for number, outfit in enumerate(outfits):
+        joints.append(
+            draw_figure(
+                canvas, rng, number, centres[number], heights[number], outfit
+            )
+        )
+        drawn = canvas.labels[::SCALE, ::SCALE]
+        wholes.append((drawn > 0) & (drawn // 8 == number))
+    for _ in range(rng.integers(0, 3)):  # in front, over some joint
+        draw_clutter(
+            canvas,
+            rng,
+            joints[-1][rng.integers(14)] + rng.normal(0, 8, 2),
+            colours,
+        )
+
+    labels = canvas.labels[::SCALE, ::SCALE]
+    image = cv2.resize(
+        canvas.image, (SIZE, SIZE), interpolation=cv2.INTER_AREA
+    )
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.0))
+    noise = rng.standard_normal(image.shape, np.float32)
+    image = image * rng.uniform(0.7, 1.2) + noise * rng.uniform(2, 8)
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    annotations = [
+        annotate(labels, number, points / SCALE, whole)
+        for number, (points, whole) in enumerate(zip(joints, wholes))
+        if whole.any()
+    ]
+    return image, PART_TO_CLASS[labels % 8], annotations
+
+
+def make_split(root, split, count, seed):
+    """Render a split and write it; its json comes last, so that a split that
+    has one is complete.
+
+    Args:
+        root (str | Path): the data set's folder.
+        split (str): its name, part of the paths.
+        count (int): number of pictures.
+        seed (int): of the split.
+    """
+    root = Path(root)
+    for kind in ('images', 'masks'):
+        (root / kind / split).mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for index in range(count):
+        image, mask, figures = render(np.random.default_rng((seed, index)))
+        name = f'{index:06d}'
+        cv2.imwrite(
+            str(root / 'images' / split / f'{name}.jpg'),
+            image,
+            (cv2.IMWRITE_JPEG_QUALITY, 90),
+        )
+        cv2.imwrite(str(root / 'masks' / split / f'{name}.png'), mask)
+        images.append(
+            dict(id=index, file_name=f'{name}.jpg', width=SIZE, height=SIZE)
+        )
+        for figure in figures:
+            annotations.append(
+                dict(id=len(annotations) + 1, image_id=index, **figure)
+            )
+    category = dict(
+        id=1,
+        name='figure',
+        keypoints=KEYPOINTS,
+        skeleton=[(a + 1, b + 1) for a, b in SKELETON],
+    )  # COCO counts from 1
+    target = root / 'annotations' / f'{split}.json'
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(
+        json.dumps(
+            dict(images=images, annotations=annotations, categories=[category])
+        )
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--out', default='data/figures', help='folder')
+    parser.add_argument('--train', type=int, default=1200, help='pictures')
+    parser.add_argument('--val', type=int, default=300, help='pictures')
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    for number, split in enumerate(('train', 'val')):
+        count = getattr(args, split)
+        print(f'Rendering {count} pictures: {args.out}, {split}', flush=True)
+        make_split(args.out, split, count, 2 * args.seed + number)
+
+
+if __name__ == '__main__':
+    main()
