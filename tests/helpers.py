@@ -5,6 +5,7 @@ from importlib import import_module
 
 import torch
 from mmengine.registry import MODELS
+from mmengine.utils import digit_version
 from torch import nn
 
 import mmpsa  # noqa: F401  (registers the backbones)
@@ -47,6 +48,11 @@ def _resnet(name, depth, **kwargs):
         type=name, depth=depth, base_channels=8, stem_channels=8, **kwargs
     )
 
+
+# float16 on the CPU came later than torch 2.1.
+AUTOCAST_DTYPES = [torch.bfloat16]
+if digit_version(torch.__version__) >= digit_version('2.6.0'):
+    AUTOCAST_DTYPES.append(torch.float16)
 
 # Every backbone that takes plugins, with both kinds of blocks.
 BACKBONES = {

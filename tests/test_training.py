@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import BACKBONES, Probe, build, images, positions
+from helpers import AUTOCAST_DTYPES, BACKBONES, Probe, build, images, positions
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
@@ -134,7 +134,7 @@ def test_wrapped_for_distributed_training(process_group):
             assert parameter.grad is not None, key
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', AUTOCAST_DTYPES)
 def test_autocast_through_a_backbone(dtype):
     backbone = build(
         'mmpose',

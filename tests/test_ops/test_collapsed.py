@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import AUTOCAST_DTYPES
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
@@ -156,7 +157,7 @@ def test_large_input_keeps_the_masks(layout, factor):
 
 
 @pytest.mark.parametrize('variant, layout', KINDS)
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', AUTOCAST_DTYPES)
 def test_autocast_computes_in_float32(variant, layout, dtype):
     block = make_block(variant, layout, 32)
     for x in (torch.randn(2, 32, 16, 16), torch.randn(2, 32, 8, 8).to(dtype)):
