@@ -13,9 +13,9 @@ from mmengine.utils import digit_version
 # First version tested, first version not tested.
 VERSIONS = {
     'mmengine': ('0.10.0', '0.11.0'),
-    'mmcv': ('2.0.0', '2.2.0'),
+    'mmcv': ('2.1.0', '2.2.0'),
     'mmpose': ('1.3.0', '1.4.0'),
-    'mmseg': ('1.2.0', '1.3.0'),
+    'mmseg': ('1.2.2', '1.3.0'),
 }
 CODEBASES = ('mmpose', 'mmseg')
 

@@ -94,16 +94,16 @@ def test_a_covered_joint_is_hidden_and_one_outside_is_not_labelled():
     whole = labels > 0
     labels[90:100] = 0  # a bar over the lower end
     joints = np.full((14, 2), (60.0, 50.0))
-    joints[8] = 60, 95
-    joints[13] = -1, 50
+    joints[6] = 60, 95
+    joints[11] = -1, 50
     found = make_figures.annotate(labels, 0, joints, whole)
     flags = found['keypoints'][2::3]
     assert found['bbox'] == [40, 40, 40, 60]
     assert found['area'] == 40 * 50
-    assert flags[2] == 2  # a shoulder on the torso
-    assert flags[6] == 1  # a wrist behind it
-    assert flags[8] == 1  # a hip under the bar
-    assert flags[13] == 0  # an ankle outside the picture
+    assert flags[0] == 2  # a shoulder on the torso
+    assert flags[4] == 1  # a wrist behind it
+    assert flags[6] == 1  # a hip under the bar
+    assert flags[11] == 0  # an ankle outside the picture
 
 
 def test_a_figure_hardly_seen_has_no_keypoints():
@@ -117,21 +117,16 @@ def test_a_figure_hardly_seen_has_no_keypoints():
     assert found['area'] == 100
 
 
-def test_pose_config_names_the_same_keypoints(coco):
-    (path,) = (ROOT / 'configs/quickstart').glob('td-hm_*x64.py')
-    meta = Config.fromfile(path).metainfo
-    infos = meta.keypoint_info
-    names = [infos[i]['name'] for i in range(len(infos))]
+def test_keypoints_are_those_of_crowdpose(coco):
+    """Whose dataset class reads the figures."""
+    datasets = pytest.importorskip('mmpose.datasets.datasets')
+    utils = pytest.importorskip('mmpose.datasets.datasets.utils')
+    meta = utils.parse_pose_metainfo(datasets.CrowdPoseDataset.METAINFO)
     (category,) = coco['categories']
-    assert names == category['keypoints']
-    mirrored = {'left': 'right', 'right': 'left'}
-    for info in infos.values():
-        side, _, joint = info['name'].partition('_')
-        swap = f'{mirrored[side]}_{joint}' if side in mirrored else ''
-        assert info['swap'] == swap
-    links = [set(info['link']) for info in meta.skeleton_info.values()]
-    drawn = [{names[a - 1], names[b - 1]} for a, b in category['skeleton']]
-    assert sorted(map(sorted, links)) == sorted(map(sorted, drawn))
+    names = category['keypoints']
+    assert names == [meta['keypoint_id2name'][i] for i in range(14)]
+    drawn = {frozenset((a - 1, b - 1)) for a, b in category['skeleton']}
+    assert drawn == set(map(frozenset, meta['skeleton_links']))
 
 
 def test_segmentation_config_names_the_same_classes():

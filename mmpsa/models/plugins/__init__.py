@@ -1,0 +1,3 @@
+from .insertion import insert_plugins
+
+__all__ = ['insert_plugins']

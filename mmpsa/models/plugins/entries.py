@@ -1,0 +1,67 @@
+"""The entries of ``plugins=``, checked."""
+
+POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
+KEYS = ('cfg', 'stages', 'position')
+
+
+def check_plugins(plugins):
+    if not isinstance(plugins, (list, tuple)):
+        raise TypeError(
+            f'plugins must be a list of dicts, got {type(plugins).__name__}'
+        )
+    for i, plugin in enumerate(plugins):
+        where = f'plugins[{i}]'
+        if not isinstance(plugin, dict):
+            raise TypeError(
+                f'{where} must be a dict, got {type(plugin).__name__}'
+            )
+        for key in plugin:
+            if key not in KEYS:
+                hint = ''
+                if key == 'postfix':
+                    hint = ": it belongs inside cfg, cfg=dict(postfix='1', …)"
+                raise ValueError(
+                    f'{where} has the unknown key {key!r}{hint}; '
+                    f'allowed are {KEYS}'
+                )
+        for key in ('cfg', 'position'):
+            if key not in plugin:
+                raise ValueError(
+                    f'{where} lacks the key {key!r}, got {dict(plugin)}'
+                )
+        cfg, position = plugin['cfg'], plugin['position']
+        if not isinstance(cfg, dict):
+            raise TypeError(
+                f"{where}['cfg'] must be a dict, got {type(cfg).__name__}"
+            )
+        if 'type' not in cfg:
+            raise ValueError(
+                f"{where}['cfg'] lacks the key 'type', got {dict(cfg)}"
+            )
+        postfix = cfg.get('postfix', '')
+        if not isinstance(postfix, (str, int)) or '.' in str(postfix):
+            raise ValueError(
+                f"{where}['cfg']['postfix'] must be a str without dots or "
+                f'an int, got {postfix!r}'
+            )
+        if position not in POSITIONS:
+            raise ValueError(
+                f"{where}['position'] must be one of {POSITIONS}, "
+                f'got {position!r}'
+            )
+
+
+def check_stages(plugin, num_stages, where):
+    stages = plugin.get('stages')
+    if stages is None:
+        return [True] * num_stages
+    if (
+        not isinstance(stages, (list, tuple))
+        or len(stages) != num_stages
+        or any(flag not in (True, False) for flag in stages)
+    ):
+        raise ValueError(
+            f"{where}['stages'] must be {num_stages} booleans, one for each "
+            f'stage of the backbone, got {stages!r}'
+        )
+    return stages
