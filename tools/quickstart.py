@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,8 +21,8 @@ import numpy as np
 plt.switch_backend('agg')
 DATA = Path('data/figures')
 OUT = Path('work_dirs/quickstart')
-POSE = 'td-hm_res18-w32_1xb32-8e_figures-64x64'
-SEG = 'fcn_r18-w32_1xb16-400_figures-128x128'
+POSE = 'td-hm_res18-w32_1xb16-5e_figures-64x64'
+SEG = 'fcn_r18-w32_1xb16-250_figures-128x128'
 RUNS = {  # label: config
     'pose': POSE,
     'pose + PSA': f'{POSE}_psa-p',
@@ -92,6 +93,7 @@ def load_models():
     import mmpsa  # noqa: F401  (lets torch read mmengine's checkpoints)
 
     MMLogger.get_current_instance().setLevel('ERROR')
+    warnings.filterwarnings('ignore', module='mmseg')
     return {
         label: (mmpose if label.startswith('pose') else mmseg).apis.init_model(
             config_of(name), checkpoint_of(name), device='cpu'
@@ -232,18 +234,27 @@ def draw(models):
                     masks[name], alpha=0.7, extent=extent, cmap='magma'
                 )
                 figure.colorbar(heat, ax=axis, shrink=0.8)
-                axis.set(xlim=row[0].get_xlim(), ylim=row[0].get_ylim())
+            height, width = picture.shape[:2]
+            plt.setp(row, xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         titles = [f'{task}:\npicture', 'ground truth']
         titles += [f'{x}:\n{metric_of(RUNS[x])}' for x in labels]
         titles += [f'spatial mask of PSA\nin {name}' for name in MASKED]
         for axis, title in zip(rows[0], titles):
             axis.set_title(title, fontsize=10)
     meta = models['segmentation'].dataset_meta
+    colours = dict(zip(meta['classes'], meta['palette']))
+    meta = models['pose'].dataset_meta
+    sides = {2: 'left side', 3: 'right side'}  # by the link's end: an elbow
+    for link, colour in zip(
+        meta['skeleton_links'], meta['skeleton_link_colors']
+    ):
+        if link[1] in sides:
+            colours[sides[link[1]]] = colour
     patches = [
         plt.Rectangle((0, 0), 1, 1, color=np.array(colour) / 255, label=name)
-        for name, colour in zip(meta['classes'], meta['palette'])
+        for name, colour in colours.items()
     ]
-    figure.legend(handles=patches, loc='outside lower center', ncols=5)
+    figure.legend(handles=patches, loc='outside lower center', ncols=7)
     figure.savefig(OUT / 'quickstart.png', dpi=100)
     print(f'\nPicture: {OUT / "quickstart.png"}')
 

@@ -25,9 +25,8 @@ import numpy as np
 SIZE = 128  # pixels a side
 SCALE = 2  # pictures are drawn this much larger, then reduced: smooth edges
 CLASSES = ('background', 'head', 'torso', 'arm', 'leg')
+# In CrowdPose's order, so that mmpose's CrowdPoseDataset reads them.
 KEYPOINTS = (
-    'head_top',
-    'neck',
     'left_shoulder',
     'right_shoulder',
     'left_elbow',
@@ -40,31 +39,18 @@ KEYPOINTS = (
     'right_knee',
     'left_ankle',
     'right_ankle',
+    'top_head',
+    'neck',
 )
-SKELETON = (
-    (0, 1),
-    (1, 2),
-    (2, 4),
-    (4, 6),
-    (1, 3),
-    (3, 5),
-    (5, 7),
-    (2, 8),
-    (3, 9),
-    (8, 9),
-    (8, 10),
-    (10, 12),
-    (9, 11),
-    (11, 13),
-)
+LEFT_LINKS = ((13, 0), (0, 2), (2, 4), (0, 6), (6, 8), (8, 10))
+RIGHT_LINKS = tuple((a if a == 13 else a + 1, b + 1) for a, b in LEFT_LINKS)
+SKELETON = ((12, 13), (0, 1), (6, 7), *LEFT_LINKS, *RIGHT_LINKS)
 
 # Parts as drawn; `labels` holds 8 * figure + part for each pixel, 0 elsewhere.
 HEAD, TORSO, LEFT_ARM, RIGHT_ARM, LEFT_LEG, RIGHT_LEG = range(1, 7)
 PART_TO_CLASS = np.array([0, 1, 2, 3, 3, 4, 4, 0], np.uint8)
 # The parts on which each keypoint counts as seen.
 PARTS_OF_KEYPOINT = (
-    (HEAD,),
-    (HEAD, TORSO),
     (TORSO, LEFT_ARM),
     (TORSO, RIGHT_ARM),
     (LEFT_ARM,),
@@ -77,6 +63,8 @@ PARTS_OF_KEYPOINT = (
     (RIGHT_LEG,),
     (LEFT_LEG,),
     (RIGHT_LEG,),
+    (HEAD,),
+    (HEAD, TORSO),
 )
 
 
@@ -138,20 +126,20 @@ def sample_pose(rng):
     turned = rng.uniform(0.7, 1)  # towards profile the body gets narrower
     neck = np.array([rng.normal(0, 0.03), -0.30])
     joints = np.zeros((14, 2))
-    joints[0] = step(neck, 1, 180 + rng.normal(0, 12), 0.21)
-    joints[1] = neck
-    for left, side in ((0, 1), (1, -1)):  # the left is at the viewer's right
-        joints[2 + left] = neck + turned * np.array([side * 0.10, 0.03])
+    joints[12] = step(neck, 1, 180 + rng.normal(0, 12), 0.21)
+    joints[13] = neck
+    for right, side in ((0, 1), (1, -1)):  # their left is at our right
+        joints[right] = neck + turned * np.array([side * 0.10, 0.03])
         arm = rng.uniform(-10, 130)
-        joints[4 + left] = step(joints[2 + left], side, arm, 0.19)
-        joints[6 + left] = step(
-            joints[4 + left], side, arm + rng.uniform(-20, 80), 0.18
+        joints[2 + right] = step(joints[right], side, arm, 0.19)
+        joints[4 + right] = step(
+            joints[2 + right], side, arm + rng.uniform(-20, 80), 0.18
         )
-        joints[8 + left] = turned * np.array([side * 0.065, 0])
+        joints[6 + right] = turned * np.array([side * 0.065, 0])
         leg = rng.normal(12, 14)
-        joints[10 + left] = step(joints[8 + left], side, leg, 0.25)
-        joints[12 + left] = step(
-            joints[10 + left], side, leg - rng.uniform(-10, 40), 0.25
+        joints[8 + right] = step(joints[6 + right], side, leg, 0.25)
+        joints[10 + right] = step(
+            joints[8 + right], side, leg - rng.uniform(-10, 40), 0.25
         )
     return joints
 
@@ -196,6 +184,7 @@ def draw_figure(canvas, rng, number, centre, height, outfit):
         [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     )
     joints = pose @ turn.T * height + centre
+    top, neck, hips = joints[12], joints[13], joints[6:8].mean(0)
     sleeve = shirt if rng.random() < 0.5 else skin
     leg = trousers if rng.random() < 0.7 else skin
     unit = height * rng.uniform(0.85, 1.15)
@@ -203,7 +192,7 @@ def draw_figure(canvas, rng, number, centre, height, outfit):
 
     def arm(side):
         part = label + LEFT_ARM + side
-        shoulder, elbow, wrist = joints[2 + side : 8 : 2]
+        shoulder, elbow, wrist = joints[side:6:2]
         canvas.limb(shoulder, elbow, (0.042 * unit, 0.034 * unit), shirt, part)
         canvas.limb(elbow, wrist, (0.033 * unit, 0.026 * unit), sleeve, part)
         canvas.ellipse(wrist, (0.033 * unit, 0.033 * unit), 0, skin, part)
@@ -213,11 +202,11 @@ def draw_figure(canvas, rng, number, centre, height, outfit):
         arm(side)
     for side in rng.permutation(2).tolist():
         part = label + LEFT_LEG + side
-        hip, knee, ankle = joints[8 + side : 14 : 2]
+        hip, knee, ankle = joints[6 + side : 12 : 2]
         canvas.limb(hip, knee, (0.060 * unit, 0.045 * unit), trousers, part)
         canvas.limb(knee, ankle, (0.043 * unit, 0.030 * unit), leg, part)
-    canvas.polygon(joints[[2, 3, 9, 8]], shirt, label + TORSO)
-    for one, two in ((2, 3), (3, 9), (9, 8), (8, 2)):
+    canvas.polygon(joints[[0, 1, 7, 6]], shirt, label + TORSO)
+    for one, two in ((0, 1), (1, 7), (7, 6), (6, 0)):
         canvas.limb(
             joints[one],
             joints[two],
@@ -227,20 +216,18 @@ def draw_figure(canvas, rng, number, centre, height, outfit):
         )
     if rng.random() < 0.4:  # a stripe down the shirt
         canvas.limb(
-            joints[1] * 0.85 + joints[8:10].mean(0) * 0.15,
-            joints[8:10].mean(0),
+            neck * 0.85 + hips * 0.15,
+            hips,
             (0.02 * unit, 0.02 * unit),
             colour_of(rng),
             label + TORSO,
         )
 
-    up = (joints[0] - joints[1]) / np.linalg.norm(joints[0] - joints[1])
+    up = (top - neck) / np.linalg.norm(top - neck)
     tilt = np.rad2deg(np.arctan2(up[1], up[0]))
-    length = np.linalg.norm(joints[0] - joints[1])
-    middle = joints[1] + up * length * 0.6
-    canvas.limb(
-        joints[1], middle, (0.030 * unit, 0.030 * unit), skin, label + HEAD
-    )
+    length = np.linalg.norm(top - neck)
+    middle = neck + up * length * 0.6
+    canvas.limb(neck, middle, (0.030 * unit, 0.030 * unit), skin, label + HEAD)
     canvas.ellipse(
         middle,
         (length * 0.46, 0.070 * unit),

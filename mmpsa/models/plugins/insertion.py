@@ -88,7 +88,7 @@ def insert_plugins(backbone: nn.Module, plugins: Sequence[dict]) -> List[str]:
 
 
 def _build_all(stages, plugins) -> List[_Insertion]:
-    """Build the plugins of all blocks; whatever is refused, is refused here."""
+    """Build the plugins of all blocks; what is refused is refused here."""
     enabled = [
         check_stages(plugin, len(stages), f'plugins[{i}]')
         for i, plugin in enumerate(plugins)
