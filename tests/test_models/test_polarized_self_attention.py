@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.analysis import FlopAnalyzer
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
@@ -197,3 +198,14 @@ def test_masks(layout):
         'spatial': lambda: spatial,
     }[layout]()
     torch.testing.assert_close(block(x), x * gate)
+
+
+def test_complexity_is_seen():
+    """By mmengine's analysis: two poolings and two logits a position."""
+    channels, size = 64, 32
+    block = PolarizedSelfAttention(channels)
+    x = torch.randn(1, channels, size, size)
+    per_position = 4 * channels * size**2
+    on_vectors = 4 * channels * channels // 2  # wv, wz, sp_wq, sp_wv
+    total = FlopAnalyzer(block, (x,)).total()
+    assert 0 <= total - per_position - on_vectors < 10 * channels
