@@ -238,18 +238,22 @@ def draw(models):
             plt.setp(row, xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         titles = [f'{task}:\npicture', 'ground truth']
         titles += [f'{x}:\n{metric_of(RUNS[x])}' for x in labels]
-        titles += [f'spatial mask of PSA\nin {name}' for name in MASKED]
+        titles += [
+            f'spatial mask of PSA in\n{name}: 0 shut, 1 open'
+            for name in MASKED
+        ]
         for axis, title in zip(rows[0], titles):
             axis.set_title(title, fontsize=10)
     meta = models['segmentation'].dataset_meta
     colours = dict(zip(meta['classes'], meta['palette']))
     meta = models['pose'].dataset_meta
-    sides = {2: 'left side', 3: 'right side'}  # by the link's end: an elbow
-    for link, colour in zip(
-        meta['skeleton_links'], meta['skeleton_link_colors']
-    ):
-        if link[1] in sides:
-            colours[sides[link[1]]] = colour
+    for side in ('left', 'right'):
+        arm = tuple(
+            meta['keypoint_name2id'][f'{side}_{joint}']
+            for joint in ('shoulder', 'elbow')
+        )
+        index = meta['skeleton_links'].index(arm)
+        colours[f'{side} side'] = meta['skeleton_link_colors'][index]
     patches = [
         plt.Rectangle((0, 0), 1, 1, color=np.array(colour) / 255, label=name)
         for name, colour in colours.items()

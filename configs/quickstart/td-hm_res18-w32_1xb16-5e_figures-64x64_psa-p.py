@@ -1,0 +1,14 @@
+_base_ = './td-hm_res18-w32_1xb16-5e_figures-64x64.py'
+
+custom_imports = dict(imports=['mmpsa'])
+model = dict(
+    backbone=dict(
+        plugins=[
+            dict(
+                cfg=dict(type='PSA', layout='parallel', identity_init=True),
+                stages=(True, True, True, True),
+                position='after_conv1',
+            )
+        ]
+    )
+)
