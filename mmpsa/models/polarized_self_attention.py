@@ -14,6 +14,14 @@ LAYOUTS = {
     'official': ('parallel', 'sequential'),
 }
 
+# Parameters that tell a block in a state dict, by the mask that has them,
+# and its variant.
+SIGNATURES = {
+    'ch_wq.weight': 'paper',
+    'sp_wq.weight': 'paper',
+    'conv_q_right.weight': 'official',
+}
+
 
 @MODELS.register_module(name=['PolarizedSelfAttention', 'PSA'])
 class PolarizedSelfAttention(BaseModule):

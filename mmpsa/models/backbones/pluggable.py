@@ -8,9 +8,7 @@ from mmengine.logging import print_log
 from mmengine.registry import Registry
 
 from mmpsa.models.plugins import insert_plugins
-
-# One parameter of every PSA block that has the mask in question.
-_PSA_KEYS = ('.ch_wq.weight', '.sp_wq.weight', '.conv_q_right.weight')
+from mmpsa.models.polarized_self_attention import SIGNATURES
 
 
 class PluggableBackbone:
@@ -37,10 +35,10 @@ class PluggableBackbone:
         modules = dict(self.named_modules())
         unused = sorted(
             {
-                key[len(prefix) : -len(end)]
+                key[len(prefix) : -len(end) - 1]
                 for key in state_dict
-                for end in _PSA_KEYS
-                if key.startswith(prefix) and key.endswith(end)
+                for end in SIGNATURES
+                if key.startswith(prefix) and key.endswith(f'.{end}')
             }
             - set(modules)
         )
