@@ -14,6 +14,8 @@ from .version import __version__
 check_versions()
 allow_checkpoint_classes()
 
+# They register a hook, and mmpsa://.
+from . import visualization, zoo  # noqa: E402, F401
 from .models import PolarizedSelfAttention, insert_plugins  # noqa: E402
 from .models.backbones import register_backbones  # noqa: E402
 

@@ -28,7 +28,9 @@ model = dict(
 )
 
 # the figures have CrowdPose's joints
-dataset = dict(type='CrowdPoseDataset', data_root='data/figures/')
+dataset_type = 'CrowdPoseDataset'
+data_mode = 'topdown'
+dataset = dict(type=dataset_type, data_root='data/figures/')
 train_pipeline = [
     dict(type='LoadImage'),
     dict(type='GetBBoxCenterScale'),

@@ -28,13 +28,17 @@ val_pipeline = [
     dict(type='TopdownAffine', input_size=codec['input_size']),
     dict(type='PackPoseInputs'),
 ]
+# read by mmpose's inferencer too
+dataset_type = 'CocoDataset'
+data_mode = 'topdown'
+
 train_dataloader = dict(
     batch_size=32,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='CocoDataset',
+        type=dataset_type,
         metainfo={{_base_.dataset_info}},
         data_root='data/lspet/',
         ann_file='lspet_train.json',
@@ -49,7 +53,7 @@ val_dataloader = dict(
     drop_last=False,
     sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
     dataset=dict(
-        type='CocoDataset',
+        type=dataset_type,
         metainfo={{_base_.dataset_info}},
         data_root='data/lspet/',
         ann_file='lspet_val.json',

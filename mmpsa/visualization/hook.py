@@ -1,0 +1,58 @@
+"""The masks of PSA in the visualizer of a run."""
+
+from contextlib import ExitStack
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from .masks import draw_masks, find_psa, record_masks
+
+
+@HOOKS.register_module()
+class PSAVisualizationHook(Hook):
+    """Draws the masks of a model's PSA blocks while it is validated or tested.
+
+    Goes to every backend of the run's visualizer, TensorBoard's included, as
+    the image ``val_psa_N`` or ``test_psa_N`` for the first sample of batch N,
+    at the step of the training iteration. The masks are those of the run
+    itself, of the averaged weights where there is an ``EMAHook``.
+
+    Args:
+        interval (int): Every ``interval``-th batch is drawn, from the first
+            one on. Default: 50.
+
+    Raises:
+        ValueError: If ``interval`` is not a positive int, or, before the run,
+            if the model has no PSA blocks.
+    """
+
+    def __init__(self, interval: int = 50):
+        if not isinstance(interval, int) or interval < 1:
+            raise ValueError(
+                f'interval must be a positive int, got {interval!r}'
+            )
+        self.interval = interval
+        self._recording = ExitStack()
+
+    def before_run(self, runner):
+        find_psa(runner.model)
+
+    def _before_iter(self, runner, batch_idx, data_batch=None, mode='train'):
+        if self._is_drawn(batch_idx, mode):
+            self._record = self._recording.enter_context(
+                record_masks(runner.model)
+            )
+
+    def _after_iter(
+        self, runner, batch_idx, data_batch=None, outputs=None, mode='train'
+    ):
+        if self._is_drawn(batch_idx, mode):
+            self._recording.close()
+            name = f'{mode}_psa_{batch_idx}'
+            picture = draw_masks(self._record)
+            runner.visualizer.add_image(name, picture, step=runner.iter)
+
+    def _is_drawn(self, batch_idx, mode):
+        wanted = mode != 'train' and batch_idx % self.interval == 0
+        return wanted and is_main_process()

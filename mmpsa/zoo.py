@@ -1,0 +1,125 @@
+"""``mmpsa://NAME``: published checkpoints by name, their hash checked.
+
+A published checkpoint is a file ``NAME-<hash>.pth``, where the hash is the
+first 8 hexadecimal digits of the sha256 of its content.
+``tools/publish_model.py`` writes them.
+"""
+
+import difflib
+import os
+import re
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import quote
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
+
+PREFIX = 'mmpsa://'
+PUBLISHED = re.compile(r'([^/]+)-([0-9a-f]{8})')
+CHECKOUT = Path(__file__).resolve().parents[1] / 'checkpoints'
+
+
+def content_hash(data: bytes) -> str:
+    """The hash in the name of a published checkpoint with this content."""
+    return sha256(data).hexdigest()[:8]
+
+
+@CheckpointLoader.register_scheme(PREFIX)
+def load_from_mmpsa(filename, map_location=None):
+    """Load a published checkpoint, wherever mmengine takes a path of one.
+
+    It is looked for in the folder or at the base URL (http, https) that the
+    environment variable ``MMPSA_ZOO`` names; without it, in the folder
+    ``checkpoints`` of a source checkout. From a URL it is downloaded once,
+    into the cache of torch.hub, as mmengine does.
+
+    Args:
+        filename (str): ``mmpsa://NAME-<hash>``, with or without ``.pth``.
+            In a folder, the hash may be left out where one file alone
+            has the name.
+        map_location: As of :func:`torch.load`.
+
+    Returns:
+        dict: The checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file in it.
+        ValueError: ``MMPSA_ZOO`` is a URL, and the hash was left out.
+        RuntimeError: The file is damaged, or could not be downloaded.
+    """
+    name = filename[len(PREFIX) :]
+    name = name[:-4] if name.endswith('.pth') else name
+    zoo = os.environ.get('MMPSA_ZOO', '')
+    if zoo.startswith(('http://', 'https://')):
+        path = _download(zoo, name)
+    else:
+        path = _find(zoo, name)
+    found = content_hash(path.read_bytes())
+    if not path.stem.endswith(f'-{found}'):
+        raise RuntimeError(
+            f'{path} is damaged: its sha256 begins with {found}. '
+            'Delete it and get it again'
+        )
+    return load_from_local(str(path), map_location)
+
+
+def _find(zoo, name):
+    folder = Path(zoo).expanduser() if zoo else CHECKOUT
+    place = f'{folder} ({"MMPSA_ZOO" if zoo else "MMPSA_ZOO is not set"})'
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f'cannot load {PREFIX}{name}: there is no folder {place}. Put '
+            'the published files into a folder and let MMPSA_ZOO name it, '
+            'or let it name the http(s) URL of a folder that has them'
+        )
+    paths = {
+        path.stem: path
+        for path in sorted(folder.glob('*.pth'))
+        if PUBLISHED.fullmatch(path.stem)
+    }
+    if name in paths:
+        return paths[name]
+    versions = [
+        stem for stem in paths if PUBLISHED.fullmatch(stem).group(1) == name
+    ]
+    if len(versions) == 1:
+        return paths[versions[0]]
+    near = versions or difflib.get_close_matches(name, paths, n=5)
+    raise FileNotFoundError(
+        f'{PREFIX}{name} names {len(versions)} of the {len(paths)} published '
+        f'checkpoints (NAME-<hash>.pth) in {place}. '
+        + (f'Did you mean {", ".join(near)}?' if near else 'None is similar')
+    )
+
+
+def _download(base, name):
+    published = PUBLISHED.fullmatch(name)
+    if published is None:
+        raise ValueError(
+            f'{PREFIX}{name} must be {PREFIX}NAME-<8 hexadecimal digits>: '
+            f'the names at a URL (MMPSA_ZOO is {base}) cannot be listed'
+        )
+    path = Path(torch.hub.get_dir(), 'checkpoints', f'{name}.pth')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    url = f'{base.rstrip("/")}/{quote(path.name)}'
+
+    def fetch():
+        try:
+            torch.hub.download_url_to_file(url, str(path), published.group(2))
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(
+                f'cannot get {url} ({error}). MMPSA_ZOO names the URL; the '
+                'names there cannot be listed, and need their hash'
+            ) from error
+
+    # The main process first; the others find its file, on their own node.
+    try:
+        if is_main_process() and not path.exists():
+            fetch()
+    finally:
+        barrier()
+    if not path.exists():
+        fetch()
+    return path

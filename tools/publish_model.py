@@ -1,0 +1,128 @@
+"""Make a checkpoint of a training ready to be published.
+
+Keeps the weights and ``meta`` (the config's text and the data set's meta
+information among it) and leaves the rest out: optimizer, schedulers, logs.
+Adds the versions of the packages to ``meta``, and the metrics given. Writes
+``OUT_NAME-<hash>.pth``, with the first 8 hexadecimal digits of the sha256 of
+the file: what ``mmpsa://`` loads.
+
+Of a training with EMAHook, the averaged weights are published: mmengine saves
+them as the model's weights, and the others beside them.
+"""
+
+import argparse
+import io
+from importlib import import_module
+from pathlib import Path
+
+
+def metric(text):
+    """``NAME=VALUE`` as (str, float)."""
+    name, value = text.rsplit('=', 1)
+    return name, float(value)
+
+
+def half(key, tensor):
+    """A weight in half precision.
+
+    Running variances stay as they are, for they may be large or small; they
+    are few. Integers stay too.
+
+    Raises:
+        ValueError: A weight is too large for half precision.
+    """
+    if not tensor.is_floating_point() or 'running_' in key:
+        return tensor
+    halved = tensor.half()
+    if not halved.isfinite().all():
+        raise ValueError(
+            f'--half: {key} has values beyond half precision (65504): '
+            f'{tensor.abs().max():g}'
+        )
+    return halved
+
+
+def publish(checkpoint, metrics, use_half):
+    """Reduce a checkpoint to what is published.
+
+    Args:
+        checkpoint (dict): As mmengine saves it: ``state_dict``, ``meta``, …
+        metrics (dict): Values by name, for ``meta``.
+        use_half (bool): Whether to save weights in half precision.
+
+    Returns:
+        dict: ``state_dict`` and ``meta``.
+
+    Raises:
+        ValueError: The checkpoint is not one of mmengine.
+    """
+    missing = {'state_dict', 'meta'}.difference(checkpoint)
+    if missing:
+        raise ValueError(
+            'IN must be a checkpoint that mmengine saved, but has no '
+            f'{" and no ".join(sorted(missing))}'
+        )
+    from mmpsa.compatibility import installed_codebases
+
+    packages = ('mmpsa', 'torch', 'mmengine', 'mmcv', *installed_codebases())
+    state_dict = checkpoint['state_dict']
+    if use_half:
+        # in place, so that the versions of the modules stay beside the keys
+        for key, tensor in state_dict.items():
+            state_dict[key] = half(key, tensor)
+    return dict(
+        state_dict=state_dict,
+        meta=dict(
+            checkpoint['meta'],
+            # a plain str, for torch's own class is not loaded safely
+            versions={p: str(import_module(p).__version__) for p in packages},
+            metrics=metrics,
+        ),
+    )
+
+
+def main():
+    """Read the command line, load, reduce, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('checkpoint', metavar='IN', help='checkpoint file')
+    parser.add_argument(
+        'out', metavar='OUT_NAME', help='folder and name, without a hash'
+    )
+    parser.add_argument(
+        '--metric',
+        nargs='+',
+        type=metric,
+        default=[],
+        metavar='NAME=VALUE',
+        help='what was measured with this checkpoint',
+    )
+    parser.add_argument(
+        '--half',
+        action='store_true',
+        help='save in half precision (all but running statistics)',
+    )
+    args = parser.parse_args()
+
+    import torch
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    from mmpsa.zoo import content_hash
+
+    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu')
+    published = publish(checkpoint, dict(args.metric), args.half)
+    buffer = io.BytesIO()
+    torch.save(published, buffer)
+    data = buffer.getvalue()
+    name = args.out[:-4] if args.out.endswith('.pth') else args.out
+    path = Path(f'{name}-{content_hash(data)}.pth')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('xb') as file:  # x refuses to overwrite
+        file.write(data)
+    print(f'{path}: {len(data) / 1e6:.1f} MB')
+
+
+if __name__ == '__main__':
+    main()
