@@ -1,45 +1,163 @@
-"""Every config builds its model; a PSA config is its baseline plus plugins."""
+"""Every config builds and trains; a PSA config is its base plus plugins."""
 
+import runpy
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import PixelData
 
 from mmpsa import PolarizedSelfAttention
 
-ROOT = Path(__file__).parents[1] / 'configs'
+REPO = Path(__file__).parents[1]
+ROOT = REPO / 'configs'
 CONFIGS = [
     path.relative_to(ROOT)
     for path in sorted(ROOT.rglob('*.py'))
     if '_base_' not in path.parts
 ]
 PSA_CONFIGS = [path for path in CONFIGS if '_psa-' in path.stem]
+SUFFIXES = {
+    'p': dict(layout='parallel'),
+    's': dict(layout='sequential'),
+    'ch': dict(layout='channel'),
+    'sp': dict(layout='spatial'),
+    'p-official': dict(variant='official', layout='parallel'),
+    's-official': dict(variant='official', layout='sequential'),
+}
+INDEX = yaml.safe_load((REPO / 'model-index.yml').read_text())
+ZOO = {
+    model['Name']: (Path(metafile), model)
+    for metafile in INDEX['Import']
+    for model in yaml.safe_load((REPO / metafile).read_text())['Models']
+}
+
+
+def base_of(path):
+    """The ``_base_`` of a PSA config, as ``scope::path`` or absolute."""
+    base = runpy.run_path(str(ROOT / path))['_base_']
+    return base if '::' in base else str((ROOT / path).parent / base)
+
+
+def pose_batch(model):
+    """Two crops of 64 x 64, their heatmaps at a quarter of that."""
+    from mmpose.testing import get_packed_inputs
+
+    return get_packed_inputs(
+        num_keypoints=model.head.out_channels,
+        img_shape=(64, 64),
+        input_size=(64, 64),
+        heatmap_size=(16, 16),
+    )
+
+
+def seg_batch(model):
+    """Two pictures of 64 x 64 with labels at random."""
+    from mmseg.structures import SegDataSample
+
+    labels = torch.randint(model.num_classes, (2, 1, 64, 64))
+    return dict(
+        inputs=list(torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)),
+        data_samples=[
+            SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels
+        ],
+    )
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=str)
-def test_model_builds(path):
+def test_model_trains(path):
     cfg = Config.fromfile(ROOT / path)
+    if cfg.default_scope == 'mmseg':
+        cfg.model.data_preprocessor.size = (64, 64)  # which it pads to
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(cfg.model)
-    has_psa = any(
-        isinstance(module, PolarizedSelfAttention)
-        for module in model.backbone.modules()
-    )
-    assert has_psa == (path in PSA_CONFIGS)
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    names = {
+        type(block).__name__
+        for block in model.backbone.modules()
+        if isinstance(getattr(block, 'psa', None), PolarizedSelfAttention)
+    }
+    assert bool(names) == (path in PSA_CONFIGS)
+    if path.stem.endswith('official'):
+        assert names == {'BasicBlock'}
+    if path.stem in ZOO:
+        parameters = sum(x.numel() for x in model.parameters())
+        assert ZOO[path.stem][1]['Metadata']['Parameters'] == parameters
+
+    torch.manual_seed(0)
+    batch = (seg_batch if cfg.default_scope == 'mmseg' else pose_batch)(model)
+    batch = model.data_preprocessor(batch, training=True)
+    loss, _ = model.parse_losses(model.train()(**batch, mode='loss'))
+    assert loss.isfinite()
+    loss.backward()
+    for name, parameter in model.backbone.named_parameters():
+        if '.psa.' in name:
+            assert parameter.grad.isfinite().all(), name
 
 
 @pytest.mark.parametrize('path', PSA_CONFIGS, ids=str)
-def test_psa_is_all_that_a_psa_config_adds(path):
-    stem, layout = path.stem.split('_psa-')
-    baseline = Config.fromfile(ROOT / path.with_name(f'{stem}.py')).to_dict()
+def test_psa_config_adds_what_its_name_says(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stem, suffix = path.stem.split('_psa-')
+    base = base_of(path)
+    assert Path(base).stem == stem
+    # Inherited, not read, for inheriting from a scope marks what it takes.
+    Path('baseline.py').write_text(f'_base_ = {base!r}')
+    baseline = Config.fromfile('baseline.py').to_dict()
     psa = Config.fromfile(ROOT / path).to_dict()
-    assert psa.pop('custom_imports') == dict(imports=['mmpsa'])
+
+    imports = baseline.pop('custom_imports', dict(imports=[]))['imports']
+    assert psa.pop('custom_imports') == dict(imports=[*imports, 'mmpsa'])
     (plugin,) = psa['model']['backbone'].pop('plugins')
-    assert plugin['cfg']['layout'][0] == layout
+    cfg = dict(type='PSA', **SUFFIXES[suffix])
+    if '::' not in base:  # no experiment of the paper's
+        cfg['identity_init'] = True
+    stages = plugin.pop('stages', (True,) * 4)
+    assert plugin == dict(cfg=cfg, position='after_conv1')
+    assert stages == ('official' not in suffix, True, True, True)
     assert psa == baseline
 
 
 def test_mim_finds_each_config_by_its_file_name():
     names = [path.name for path in CONFIGS]
     assert len(set(names)) == len(names)
+
+
+def test_model_index_lists_every_experiment_once():
+    assert INDEX['Import'] == sorted(
+        str(path.relative_to(REPO)) for path in ROOT.rglob('metafile.yml')
+    )
+    listed = [model['Config'] for _, model in ZOO.values()]
+    assert sorted(listed) == [
+        f'configs/{path}' for path in PSA_CONFIGS if '::' in base_of(path)
+    ]
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_metafile_and_readme_agree(name):
+    metafile, model = ZOO[name]
+    config = Path(model['Config'])
+    assert (config.stem, config.parent) == (name, metafile.parent)
+    (row,) = [
+        line
+        for line in (REPO / metafile.with_name('README.md'))
+        .read_text()
+        .splitlines()
+        if line.startswith(f'| {name} |')
+    ]
+    cells = row.split(' | ')
+    metadata = model['Metadata']
+    assert cells[2] == f'{metadata["Parameters"] / 1e6:.2f}'
+    assert cells[5] == f'{metadata["FLOPs"] / 1e9:.2f}'
+
+
+def test_mim_search_lists_the_zoo():
+    commands = pytest.importorskip('mim.commands')
+    found = commands.get_model_info('mmpsa', to_dict=True)
+    assert set(found) == set(ZOO)
+    for name, fields in found.items():
+        assert fields['flops'] == ZOO[name][1]['Metadata']['FLOPs']
+        assert fields['paper'] == 'https://arxiv.org/abs/2107.00782'

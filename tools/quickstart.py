@@ -110,24 +110,6 @@ def metric_of(name):
     return f'PCK@0.1 {100 * metrics["bbox@0.1/PCK"]:.1f}'
 
 
-def complexity_of(model):
-    """Parameters, and multiply-adds for one picture of the training size.
-
-    A multiply-add is one FLOP, as in OpenMMLab's tables, and what is done
-    element by element (the gates of PSA too) is none.
-    """
-    from mmengine.analysis import get_model_complexity_info
-
-    size = model.cfg.get('crop_size') or model.cfg.codec.input_size[::-1]
-    # `forward` asks for data samples, which the analysis cannot pass
-    model.forward = model._forward
-    info = get_model_complexity_info(
-        model, (3, *size), show_table=False, show_arch=False
-    )
-    del model.forward
-    return info['params'], info['flops']
-
-
 def seconds_per_iteration(scalars):
     """Median of the training iterations' times in a scalars.json.
 
@@ -144,10 +126,12 @@ def seconds_per_iteration(scalars):
 
 def print_table(models):
     """One row a run."""
+    from complexity import complexity_of
+
     row = '{:<20}{:>14}{:>12}{:>9}{:>10}'.format
     print('\n' + row('', 'metric', 'parameters', 'GFLOPs', 's / iter'))
     for label, name in RUNS.items():
-        params, flops = complexity_of(models[label])
+        params, flops = complexity_of(models[label].cfg)
         scalars = max((OUT / name).glob('*/vis_data/scalars.json'))
         seconds = seconds_per_iteration(scalars.read_text())
         cost = f'{params:,}', f'{flops / 1e9:.4f}', f'{seconds:.3f}'
@@ -206,13 +190,7 @@ def draw_parts(axes, models, index):
 
 def draw(models):
     """Pictures, ground truth, predictions and masks: one row a picture."""
-    masks = {}
-
-    def keep(name):
-        def hook(block, inputs, output):
-            masks[name] = block.masks(inputs[0]).spatial[0, 0].detach()
-
-        return hook
+    from mmpsa.visualization import record_masks
 
     count = len(PICTURES)
     figure, axes = plt.subplots(
@@ -224,18 +202,17 @@ def draw(models):
     ):
         labels = (task, f'{task} + PSA')
         pair = [models[label] for label in labels]
-        for name in MASKED:
-            block = pair[1].backbone.get_submodule(f'{name}.psa')
-            block.register_forward_hook(keep(name))
         for row, index in zip(rows, PICTURES):
             picture = plt.imread(DATA / f'images/val/{index:06d}.jpg')
             for axis in row:
                 axis.imshow(picture)
                 axis.axis('off')
-            extent = draw_one(row[1:4], pair, index)
+            with record_masks(pair[1]) as record:
+                extent = draw_one(row[1:4], pair, index)
             for axis, name in zip(row[4:], MASKED):
+                mask = record.masks[f'{name}.psa'].spatial[0]
                 heat = axis.imshow(
-                    masks[name], alpha=0.7, extent=extent, cmap='magma'
+                    mask, alpha=0.7, extent=extent, cmap='magma'
                 )
                 figure.colorbar(heat, ax=axis, shrink=0.8)
             height, width = picture.shape[:2]

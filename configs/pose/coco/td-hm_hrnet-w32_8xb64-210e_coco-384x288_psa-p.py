@@ -1,0 +1,15 @@
+_base_ = (
+    'mmpose::body_2d_keypoint/topdown_heatmap/coco/'
+    'td-hm_hrnet-w32_8xb64-210e_coco-384x288.py'
+)
+custom_imports = dict(imports=['mmpsa'])
+model = dict(
+    backbone=dict(
+        plugins=[
+            dict(
+                cfg=dict(type='PSA', layout='parallel'),
+                position='after_conv1',
+            )
+        ]
+    )
+)

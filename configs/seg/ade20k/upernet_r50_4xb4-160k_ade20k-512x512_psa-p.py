@@ -1,0 +1,12 @@
+_base_ = 'mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py'
+custom_imports = dict(imports=['mmpsa'])
+model = dict(
+    backbone=dict(
+        plugins=[
+            dict(
+                cfg=dict(type='PSA', layout='parallel'),
+                position='after_conv1',
+            )
+        ]
+    )
+)

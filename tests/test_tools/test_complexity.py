@@ -1,0 +1,94 @@
+"""The complexity table: every multiply-add of PSA is counted."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from mmpsa import PolarizedSelfAttention
+
+REPO = Path(__file__).parents[2]
+TOOL = runpy.run_path(str(REPO / 'tools/complexity.py'))
+SMALL = 'configs/pose/lspet/td-hm_hrnet-w16s_1xb32-10e_lspet-128x96_psa-{}.py'
+
+
+def config(layout):
+    return Config.fromfile(REPO / SMALL.format(layout))
+
+
+def block_sizes(cfg):
+    """C and P of every block, as the backbone runs on one picture."""
+    with DefaultScope.overwrite_default_scope('mmpose'):
+        backbone = MODELS.build(cfg.model.backbone)
+    backbone.eval()
+    sizes = []
+    for module in backbone.modules():
+        if isinstance(module, PolarizedSelfAttention):
+            module.register_forward_hook(
+                lambda block, inputs, output: sizes.append(
+                    (block.in_channels, output[0, 0].numel())
+                )
+            )
+    with torch.no_grad():
+        backbone(torch.rand(1, 3, 128, 96))
+    return sizes
+
+
+def collapsed(c, p):
+    # two logits and two poolings; four matrices; a bias; the LayerNorm
+    return 4 * c * p + 4 * c * (c // 2) + c // 2 + 5 * c
+
+
+def naive(c, p):
+    # two values and a query, one logit; two products; Wz; the LayerNorm
+    m = c // 2
+    return 3 * c * m * p + c * p + 2 * m * p + m * c + 5 * c
+
+
+@pytest.mark.parametrize('layout', ['p', 's'])
+@pytest.mark.parametrize('count', [collapsed, naive])
+def test_multiply_adds_of_psa(layout, count):
+    """Operators unknown to the analysis would count as nothing."""
+    cfg = config(layout)
+    sizes = block_sizes(cfg)
+    params, flops = TOOL['complexity_of'](cfg, naive=count is naive)
+    del cfg.model.backbone['plugins']
+    base_params, base_flops = TOOL['complexity_of'](cfg)
+    assert flops - base_flops == sum(count(c, p) for c, p in sizes)
+    # three matrices and Wz, with biases; one query; the LayerNorm
+    assert params - base_params == sum(
+        4 * c * (c // 2) + 3 * (c // 2) + c + (c + 1) + 2 * c for c, _ in sizes
+    )
+
+
+def test_metafile_has_measured_figures():
+    folder = REPO / 'configs/pose/coco'
+    models = yaml.safe_load((folder / 'metafile.yml').read_text())['Models']
+    (model,) = [model for model in models if model['Name'].endswith('_psa-ch')]
+    cfg = Config.fromfile(REPO / model['Config'])
+    metadata = model['Metadata']
+    figures = metadata['Parameters'], metadata['FLOPs']
+    assert TOOL['complexity_of'](cfg) == figures
+
+
+def test_table(monkeypatch, capsys):
+    path = str(REPO / SMALL.format('p'))
+    monkeypatch.setattr('sys.argv', ['complexity.py', path])
+    TOOL['main']()
+    head, rule, row = capsys.readouterr().out.splitlines()
+    assert head.count('|') == rule.count('|') == row.count('|')
+    params, flops = TOOL['complexity_of'](config('p'))
+    cells = row.strip('| ').split(' | ')
+    assert cells[0] == Path(path).stem
+    assert cells[2] == f'{params / 1e6:.2f}'
+    assert cells[5] == f'{flops / 1e9:.2f}'
+
+
+def test_config_without_plugins_is_refused():
+    path = str(REPO / SMALL.format('p').replace('_psa-p', ''))
+    with pytest.raises(ValueError, match='backbone has no plugins'):
+        TOOL['row_of'](path)
