@@ -121,6 +121,25 @@ def test_psa_config_adds_what_its_name_says(path, tmp_path, monkeypatch):
     assert psa == baseline
 
 
+@pytest.mark.parametrize(
+    'path',
+    [path for path in CONFIGS if path.stem.startswith('td-hm')],
+    ids=str,
+)
+def test_dumped_config_has_the_same_joints(path, tmp_path):
+    from mmpose.datasets.datasets.utils import parse_pose_metainfo
+
+    cfg = Config.fromfile(ROOT / path)
+    cfg.dump(tmp_path / 'dumped.py')
+    dumped = Config.fromfile(tmp_path / 'dumped.py')
+    joints, same = (
+        parse_pose_metainfo(x.train_dataloader.dataset.metainfo)
+        for x in (cfg, dumped)
+    )
+    assert joints['flip_indices'] == same['flip_indices']
+    assert joints['keypoint_id2name'] == same['keypoint_id2name']
+
+
 def test_mim_finds_each_config_by_its_file_name():
     names = [path.name for path in CONFIGS]
     assert len(set(names)) == len(names)

@@ -2,6 +2,7 @@
 
 Keeps the weights and ``meta`` (the config's text and the data set's meta
 information among it) and leaves the rest out: optimizer, schedulers, logs.
+Paths below the working directory are made relative to it in the config.
 Adds the versions of the packages to ``meta``, and the metrics given. Writes
 ``OUT_NAME-<hash>.pth``, with the first 8 hexadecimal digits of the sha256 of
 the file: what ``mmpsa://`` loads.
@@ -70,10 +71,13 @@ def publish(checkpoint, metrics, use_half):
         # in place, so that the versions of the modules stay beside the keys
         for key, tensor in state_dict.items():
             state_dict[key] = half(key, tensor)
+    meta = checkpoint['meta']
+    if 'cfg' in meta:
+        meta = dict(meta, cfg=meta['cfg'].replace(f'{Path.cwd()}/', ''))
     return dict(
         state_dict=state_dict,
         meta=dict(
-            checkpoint['meta'],
+            meta,
             # a plain str, for torch's own class is not loaded safely
             versions={p: str(import_module(p).__version__) for p in packages},
             metrics=metrics,

@@ -57,6 +57,15 @@ def publish(checkpoint, tmp_path, monkeypatch, capsys):
     return publish
 
 
+def test_paths_are_made_relative(publish, checkpoint, tmp_path, monkeypatch):
+    path, content = checkpoint
+    content['meta']['cfg'] = f"work_dir = '{tmp_path}/work_dirs/x'\n"
+    torch.save(content, path)
+    monkeypatch.chdir(tmp_path)
+    meta = torch.load(publish(), weights_only=True)['meta']
+    assert meta['cfg'] == "work_dir = 'work_dirs/x'\n"
+
+
 def test_what_is_kept(publish, checkpoint, monkeypatch):
     path = publish('--metric', 'PCK=51.2', 'bbox@0.1/PCK=5e-1')
     digest = sha256(path.read_bytes()).hexdigest()

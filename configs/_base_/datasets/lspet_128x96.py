@@ -4,8 +4,9 @@ Grow it by the two sizes in ``codec`` (192 x 256 and 48 x 64 is what most
 upstream configs have); the models read it from here.
 """
 
-_base_ = './lspet.py'
-
+# By its file, as mmengine sorts a dictionary's keys when it dumps a config,
+# 10 before 2, and mmpose takes the joints in the order of their keys.
+metainfo = dict(from_file='{{ fileDirname }}/lspet.py')
 codec = dict(
     type='MSRAHeatmap', input_size=(96, 128), heatmap_size=(24, 32), sigma=2
 )
@@ -39,7 +40,7 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
-        metainfo={{_base_.dataset_info}},
+        metainfo=metainfo,
         data_root='data/lspet/',
         ann_file='lspet_train.json',
         data_prefix=dict(img='images/'),
@@ -54,7 +55,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
     dataset=dict(
         type=dataset_type,
-        metainfo={{_base_.dataset_info}},
+        metainfo=metainfo,
         data_root='data/lspet/',
         ann_file='lspet_val.json',
         data_prefix=dict(img='images/'),

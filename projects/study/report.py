@@ -1,0 +1,205 @@
+"""Write the study's tables into docs/study.md and draw its curves.
+
+    python -m projects.study.report
+
+Everything comes from the logs in ``projects/study/logs``. In docs/study.md, a
+table stands between ``<!-- NAME -->`` and ``<!-- end -->``.
+"""
+
+import json
+import re
+import statistics
+import sys
+
+from .runs import (
+    ARMS,
+    LOGS,
+    MAIN,
+    REPO,
+    SEARCH_SEED,
+    SEEDS,
+    TASKS,
+    config_of,
+    name_of,
+)
+
+DOCUMENT = REPO / 'docs/study.md'
+CURVES = REPO / 'docs/images/study_curves.png'
+METRICS = {  # task: what is compared, in percent; what stands beside it
+    'pose': ('bbox@0.1/PCK', 'bbox@0.2/PCK', 'bbox/NME'),
+    'seg': ('mIoU', 'mAcc', 'aAcc'),
+}
+
+
+def read(task, arm, seed):
+    """Training and validation lines of a run's log.
+
+    A run that was cut off has repeated what followed its last checkpoint:
+    of a step's lines the last one counts.
+
+    Returns:
+        tuple[list[dict], list[dict]] or None: None if there is no log.
+    """
+    path = LOGS / f'{name_of(task, arm, seed)}.json'
+    if not path.exists():
+        return None
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    training = {x['step']: x for x in lines if 'loss' in x}
+    validation = {x['step']: x for x in lines if METRICS[task][0] in x}
+    return list(training.values()), list(validation.values())
+
+
+def percent(task, value):
+    """mmpose's accuracies are shares, mmseg's are in percent already."""
+    return 100 * value if task == 'pose' else value
+
+
+def scores(task, arm, seeds, metric=0):
+    """The last figure of each seed's run that has a log, in percent."""
+    logs = (read(task, arm, seed) for seed in seeds)
+    key = METRICS[task][metric]
+    return [percent(task, x[1][-1][key]) for x in logs if x]
+
+
+def spread(values):
+    """Mean and standard deviation (of a sample) as text."""
+    if len(values) == 1:
+        return f'{values[0]:.1f}'
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    return f'{mean:.1f} ± {deviation:.1f}'
+
+
+def seconds(task, arm, seed, part):
+    """Median seconds of a training (0) or validation (1) iteration."""
+    return statistics.median(x['time'] for x in read(task, arm, seed)[part])
+
+
+def table(head, rows):
+    """A Markdown table."""
+    rule = ['---', *['--:'] * (len(head) - 1)]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (head, rule, *rows))
+
+
+def main_table(task):
+    """The comparison: every arm that has a run of each seed."""
+    base = scores(task, 'none', SEEDS)
+    rows = []
+    for arm in ARMS:
+        values = scores(task, arm, SEEDS)
+        if len(values) < len(SEEDS):
+            continue
+        gain = statistics.mean(values) - statistics.mean(base)
+        row = [arm, *(f'{x:.1f}' for x in values), spread(values)]
+        row += ['' if arm == 'none' else f'{gain:+.1f}']
+        row += [spread(scores(task, arm, SEEDS, metric)) for metric in (1, 2)]
+        rows.append(row)
+    names = METRICS[task]
+    seeds = (f'seed {seed}' for seed in SEEDS)
+    head = ['arm', *seeds, names[0], 'over none', *names[1:]]
+    return table(head, rows)
+
+
+def search_table():
+    """One run an arm, of the seed that nothing else is judged by."""
+    tasks = {
+        task: scores(task, 'none', [SEARCH_SEED])[0]
+        for task in TASKS
+        if read(task, 'none', SEARCH_SEED)
+    }
+    rows = []
+    for arm in ARMS:
+        row = [arm]
+        for task, base in tasks.items():
+            values = scores(task, arm, [SEARCH_SEED])
+            gain = f'{values[0] - base:+.1f}' if values else ''
+            row += [f'{values[0]:.1f}' if values else 'not run', gain]
+        rows.append(row)
+    head = ['arm']
+    for task in tasks:
+        head += [METRICS[task][0], 'over none']
+    return table(head, rows)
+
+
+def cost_table(task):
+    """What an arm costs: parameters, GFLOPs, seconds."""
+    sys.path.insert(0, str(REPO / 'tools'))
+    from complexity import complexity_of
+
+    rows = []
+    for arm in ARMS:
+        if not read(task, arm, SEARCH_SEED):
+            continue
+        params, flops = complexity_of(config_of(task, arm, SEARCH_SEED))
+        times = (seconds(task, arm, SEARCH_SEED, part) for part in (0, 1))
+        row = [arm, f'{params / 1e6:.3f}', f'{flops / 1e9:.4f}']
+        rows.append([*row, *(f'{time:.3f}' for time in times)])
+    head = ['arm', 'parameters, M', 'GFLOPs']
+    return table([*head, 's / training iteration', 's / test batch'], rows)
+
+
+def draw_curves():
+    """The metric over training: each arm's mean, and the range of seeds."""
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend('agg')
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(10, 4))
+    for ax, task in zip(axes, TASKS):
+        key = METRICS[task][0]
+        for arm in MAIN:
+            logs = [read(task, arm, seed) for seed in SEEDS]
+            if None in logs:
+                continue
+            steps = [x['step'] for x in logs[0][1]]
+            curves = [
+                [percent(task, x[key]) for x in validation]
+                for _, validation in logs
+            ]
+            columns = list(zip(*curves))
+            means = [statistics.mean(column) for column in columns]
+            (line,) = ax.plot(steps, means, marker='.', label=arm)
+            low, high = map(min, columns), map(max, columns)
+            ax.fill_between(
+                steps, list(low), list(high), color=line.get_color(), alpha=0.2
+            )
+        unit = 'epoch' if task == 'pose' else 'iteration'
+        ax.set(xlabel=unit, ylabel=f'{key}, %', title=task)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    figure.tight_layout()
+    CURVES.parent.mkdir(exist_ok=True)
+    figure.savefig(CURVES, dpi=100)
+
+
+def tables():
+    """The tables of docs/study.md that come from logs alone, by name."""
+    found = {f'{task}: comparison': main_table(task) for task in TASKS}
+    found['search'] = search_table()
+    return found
+
+
+def fill(text, content):
+    """Put each table of ``content`` into its place in ``text``.
+
+    Raises:
+        ValueError: ``text`` has no place for a table, or several.
+    """
+    for name, new in content.items():
+        place = rf'(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)'
+        text, count = re.subn(
+            place, rf'\g<1>\n{new}\n\n\g<2>', text, flags=re.S
+        )
+        if count != 1:
+            raise ValueError(f'<!-- {name} --> is there {count} times')
+    return text
+
+
+def main():
+    """Bring docs/study.md up to date."""
+    content = tables()
+    content.update({f'{task}: cost': cost_table(task) for task in TASKS})
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(), content))
+    draw_curves()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,80 @@
+"""Train the runs of the study that have no log yet, in order of importance.
+
+    python -m projects.study.run --jobs 4
+
+Each is one ``mim train mmpsa``. A run that was cut off goes on from its last
+checkpoint; one that is done leaves its log (mmengine's JSON lines) in
+``projects/study/logs`` and its checkpoint in ``work_dirs/study``.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .runs import LOGS, REPO, config_of, name_of, plan
+
+WORK = Path('work_dirs/study')  # in the repository, where all of it runs
+
+
+def train(run):
+    """Train one run to its end and keep its log.
+
+    Returns:
+        int: the exit status of ``mim train``.
+    """
+    name = name_of(*run)
+    folder = WORK / name
+    config = folder / 'config.py'
+    mim = Path(sys.executable).with_name('mim')
+    command = [mim, 'train', 'mmpsa', config, '--work-dir', folder, '--resume']
+    with open(folder / 'train.log', 'a') as log:
+        status = subprocess.call(
+            command,
+            env=dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS='1'),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    print(name, f'failed, see {log.name}' if status else 'done', flush=True)
+    if not status:
+        # One file an attempt, in order of time.
+        parts = sorted(folder.glob('*/vis_data/scalars.json'))
+        with open(LOGS / f'{name}.json', 'wb') as log:
+            for part in parts:
+                with open(part, 'rb') as source:
+                    shutil.copyfileobj(source, log)
+    return status
+
+
+def main():
+    """Train what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='runs at a time, a core each'
+    )
+    parser.add_argument(
+        '--only', default='', help='runs whose name has this in it'
+    )
+    args = parser.parse_args()
+    os.chdir(REPO)
+    LOGS.mkdir(exist_ok=True)
+    names = {name_of(*run): run for run in plan()}
+    pending = [
+        run
+        for name, run in names.items()
+        if args.only in name and not (LOGS / f'{name}.json').exists()
+    ]
+    print(f'{len(pending)} of {len(names)} runs to train', flush=True)
+    for run in pending:
+        folder = WORK / name_of(*run)
+        folder.mkdir(parents=True, exist_ok=True)
+        config_of(*run).dump(folder / 'config.py')
+    with ThreadPoolExecutor(args.jobs) as pool:
+        sys.exit(max(pool.map(train, pending), default=0))
+
+
+if __name__ == '__main__':
+    main()
