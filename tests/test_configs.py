@@ -123,7 +123,7 @@ def test_psa_config_adds_what_its_name_says(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     'path',
-    [path for path in CONFIGS if path.stem.startswith('td-hm')],
+    [path for path in CONFIGS if 'lspet' in path.parts],
     ids=str,
 )
 def test_dumped_config_has_the_same_joints(path, tmp_path):
