@@ -1,9 +1,9 @@
 PYTHON ?= python3.11
 
-.PHONY: help env quickstart test lint format clean
+.PHONY: help env quickstart test lint format zoo-check clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 env:  ## make .venv, pinned and tested versions of everything
 	@command -v $(PYTHON) >/dev/null || \
@@ -23,6 +23,9 @@ lint: env  ## check style and format
 format: env  ## mend style and format
 	.venv/bin/python -m ruff check --fix
 	.venv/bin/python -m ruff format
+
+zoo-check: env  ## evaluate the published checkpoints (needs data/)
+	.venv/bin/python tools/zoo_check.py
 
 clean:  ## remove .venv and everything built
 	rm -rf .venv build dist mmpsa.egg-info mmpsa/.mim

@@ -58,13 +58,9 @@ MAIN = ('none', 'se', 'psa-p', 'psa-s')
 
 def plan():
     """Every run of the study, (task, arm, seed), the most telling first."""
-    first = ('psa-p', 'psa-p_usual-start', 'psa-p_conv2', 'psa-s', 'psa-p_lr3')
-    seeds = (*SEEDS, SEARCH_SEED)
-    runs = [('none', seed) for seed in seeds]
-    runs += [(arm, SEARCH_SEED) for arm in first]
-    runs += [(arm, seed) for seed in SEEDS for arm in MAIN]
+    runs = [(arm, seed) for seed in SEEDS for arm in MAIN]
     runs += [(arm, SEARCH_SEED) for arm in ARMS]
-    return [(task, *run) for run in dict.fromkeys(runs) for task in TASKS]
+    return [(task, *run) for run in runs for task in TASKS]
 
 
 def name_of(task, arm, seed):
