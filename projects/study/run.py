@@ -4,12 +4,13 @@
 
 Each is one ``mim train mmpsa``. A run that was cut off goes on from its last
 checkpoint; one that is done leaves its log (mmengine's JSON lines) in
-``projects/study/logs`` and its checkpoint in ``work_dirs/study``.
+``projects/study/logs`` and its checkpoint in ``work_dirs/study``. Several of
+these scripts may share the work.
 """
 
 import argparse
+import fcntl
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -32,21 +33,34 @@ def train(run):
     mim = Path(sys.executable).with_name('mim')
     command = [mim, 'train', 'mmpsa', config, '--work-dir', folder, '--resume']
     with open(folder / 'train.log', 'a') as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0  # another process trains it
+        if log_of(run).exists():
+            return 0  # and another has
         status = subprocess.call(
             command,
             env=dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS='1'),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
+        if not status:
+            keep_log(run, folder)
     print(name, f'failed, see {log.name}' if status else 'done', flush=True)
-    if not status:
-        # One file an attempt, in order of time.
-        parts = sorted(folder.glob('*/vis_data/scalars.json'))
-        with open(LOGS / f'{name}.json', 'wb') as log:
-            for part in parts:
-                with open(part, 'rb') as source:
-                    shutil.copyfileobj(source, log)
     return status
+
+
+def keep_log(run, folder):
+    """Join the logs of a run's attempts, in order of time, where logs are."""
+    parts = sorted(folder.glob('*/vis_data/scalars.json'))
+    text = ''.join(part.read_text() for part in parts)
+    log_of(run).write_text(text)
+
+
+def log_of(run):
+    """Where the log of a finished run is kept."""
+    return LOGS / f'{name_of(*run)}.json'
 
 
 def main():
@@ -65,7 +79,7 @@ def main():
     pending = [
         run
         for name, run in names.items()
-        if args.only in name and not (LOGS / f'{name}.json').exists()
+        if args.only in name and not log_of(run).exists()
     ]
     print(f'{len(pending)} of {len(names)} runs to train', flush=True)
     for run in pending:

@@ -1,0 +1,52 @@
+"""The published checkpoints are what their metafiles say."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import load_checkpoint
+
+REPO = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location(
+    'zoo_check', REPO / 'tools/zoo_check.py'
+)
+zoo_check = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(zoo_check)
+MODELS_BY_NAME = {model['Name']: model for model in zoo_check.published()}
+
+
+@pytest.mark.parametrize('name', MODELS_BY_NAME)
+def test_checkpoint(name, monkeypatch):
+    monkeypatch.delenv('MMPSA_ZOO', raising=False)
+    entry = MODELS_BY_NAME[name]
+    cfg = Config.fromfile(REPO / entry['Config'])
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    checkpoint = load_checkpoint(model, entry['Weights'], strict=True)
+    (result,) = entry['Results']
+    assert checkpoint['meta']['metrics'] == result['Metrics']
+    assert all(tensor.isfinite().all() for tensor in model.parameters())
+
+    # what was measured at the end of the training that is logged
+    lines = (REPO / entry['Training Log']).read_text().splitlines()
+    measured = json.loads(lines[-1])
+    assert zoo_check.differences(result['Metrics'], measured) == []
+
+
+def test_sizes():
+    files = list((REPO / 'checkpoints').glob('*.pth'))
+    assert len(files) == len(MODELS_BY_NAME)
+    sizes = [file.stat().st_size for file in files]
+    assert max(sizes) <= 40e6 and sum(sizes) <= 160e6
+
+
+def test_differences():
+    measured = dict(mIoU=41.05, aAcc=83.4)
+    assert zoo_check.differences(dict(mIoU=41.06), measured) == []
+    stated = dict(mIoU=41.2, PCK=0.5)
+    wrong, missing = zoo_check.differences(stated, measured)
+    assert wrong == 'mIoU: stated 41.2, measured 41.05'
+    assert missing == 'PCK: stated 0.5, measured None'
