@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from . import reference, torch_passes
-from .collapsed import collapsed, form_of, weights_of
+from .collapsed import VALUE_MAP, collapsed, form_of, weights_of
 from .fused import fused
 
 # One that cannot serve a case hands it on to the next.
@@ -29,7 +29,7 @@ VARIABLE = 'MMPSA_BACKEND'
 _HAS_TRITON = find_spec('triton') is not None and (
     digit_version(torch.__version__) >= digit_version('2.4.0')
 )
-# Triton's way to run kernels without a GPU, which is for tests.
+# Triton's way to run kernels on a CPU, slowly.
 _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_CHANNELS = 2048
@@ -103,22 +103,22 @@ def polarized_self_attention(block: nn.Module, x: Tensor) -> Tensor:
     Returns:
         Tensor: N×C×H×W, of ``x``'s dtype.
     """
-    backend = choose_backend(block, x)
+    backend, form = choose_backend(block, x), form_of(block)
     if not is_compiling() and not _is_transformed():
-        _log(backend, repr(block), x.shape, x.dtype, x.device)
-    form, weights = form_of(block), weights_of(block)
+        _log(backend, form, x.shape, x.dtype, x.device)
+    weights = weights_of(block)
     with torch.autocast(x.device.type, enabled=False):
         if backend == 'reference':
             return getattr(reference, block.variant)(block, x)
-        rows = x.flatten(2)  # N×C×P
+        flat = x.flatten(2)  # N×C×P
         if backend == 'torch' and (
-            form.has_value_map or is_compiling() or _is_transformed()
+            form[:2] == VALUE_MAP or is_compiling() or _is_transformed()
         ):
-            wide = torch_passes.prepare(rows)
-            y = collapsed(torch_passes, wide, weights, form)[0].to(x.dtype)
+            y, _, _ = collapsed(torch_passes.prepare(flat), weights, form)
+            y = y.to(x.dtype)
         else:
-            y = fused(backend, rows, form, tuple(weights), *weights.values())
-        return y.unflatten(2, x.shape[2:])
+            y = fused(backend, flat, form, tuple(weights), *weights.values())
+        return y.view(x.shape)
 
 
 def masks(block: nn.Module, x: Tensor) -> Masks:
@@ -131,15 +131,15 @@ def masks(block: nn.Module, x: Tensor) -> Masks:
     Returns:
         Masks: In float32, or float64 for a float64 input.
     """
-    channel = spatial = None
+    spatial = None
     with torch.autocast(x.device.type, enabled=False):
         wide = torch_passes.prepare(x.flatten(2))
         form, weights = form_of(block), weights_of(block)
-        _, state = collapsed(torch_passes, wide, weights, form)
-        if block.layout != 'spatial':
-            channel = state.channel[:, :, None, None]
+        _, channel, z = collapsed(wide, weights, form)
+        if channel is not None:
+            channel = channel[:, :, None, None]
         if block.layout != 'channel':
-            spatial = form.mask_scale * state.z.sigmoid()
+            spatial = form.mask_scale * z.sigmoid()
             spatial = spatial.unflatten(-1, x.shape[2:])[:, None]
     return Masks(channel, spatial)
 
@@ -152,18 +152,21 @@ def _reference_serves(block, x):
 
 
 def _triton_serves(block, x):
-    if not _HAS_TRITON or _is_transformed() or x.numel() == 0:
+    if not _HAS_TRITON:
         return False
     if x.is_cuda:
         # what Triton supports
         runs = torch.cuda.get_device_properties(x.device).major >= 7
     else:
-        runs = x.device.type == 'cpu' and _INTERPRETED
+        asked_for = block.backend == 'triton' and x.device.type == 'cpu'
+        runs = asked_for and _INTERPRETED
     return (
         runs
         and x.dtype in _TRITON_DTYPES
         and block.in_channels <= _TRITON_CHANNELS
-        and not form_of(block).has_value_map
+        and (block.variant, block.layout) != VALUE_MAP
+        and x.numel() > 0
+        and not _is_transformed()
     )
 
 
@@ -180,9 +183,10 @@ def _is_transformed():
 
 # Once for each.
 @lru_cache(maxsize=1024)
-def _log(backend, block, shape, dtype, device):
+def _log(backend, form, shape, dtype, device):
     print_log(
-        f'{block} on {tuple(shape)}, {dtype}, {device}: {backend} backend',
+        f'PSA, {form.variant} {form.layout}, on {tuple(shape)}, {dtype}, '
+        f'{device}: {backend} backend',
         logger='current',
         level=logging.DEBUG,
     )

@@ -34,6 +34,8 @@ _LARGE = 2.0**50
 
 # The convolution whose logits the attention pooling is by.
 POOL_QUERY = {'paper': 'ch_wq', 'official': 'conv_q_right'}
+# What needs a map of values, and so more than passes over X.
+VALUE_MAP = ('official', 'sequential')
 
 
 class Form(NamedTuple):
@@ -42,11 +44,6 @@ class Form(NamedTuple):
     variant: str
     layout: str
     mask_scale: float
-
-    @property
-    def has_value_map(self) -> bool:
-        """Whether a map of values has to be made."""
-        return (self.variant, self.layout) == ('official', 'sequential')
 
 
 class Vectors(NamedTuple):
@@ -61,20 +58,6 @@ class Vectors(NamedTuple):
     query: Optional[Tensor] = None  # N×C
     bias: Optional[Tensor] = None  # N×1
     scale: Optional[Tensor] = None  # N×1
-
-
-class State(NamedTuple):
-    """What the forward leaves for its backward, and for who asks for masks.
-
-    None or empty is what the form does not have.
-    """
-
-    context: Tensor  # N×C, the sum by attention
-    mean: Tensor  # N×C
-    logits: Tensor  # N×P, of the attention
-    channel: Optional[Tensor]  # N×C, the channel mask
-    focus: Optional[Tensor]  # N×C, the sum by the spatial mask's softmax
-    z: Tensor  # N×P, what the spatial mask is the sigmoid of
 
 
 def form_of(block: nn.Module) -> Form:
@@ -93,45 +76,84 @@ def weights_of(block: nn.Module) -> Dict[str, Tensor]:
 
 
 def collapsed(
-    passes: ModuleType, x: Tensor, weights: Dict[str, Tensor], form: Form
-) -> Tuple[Tensor, State]:
-    """The forward.
+    x: Tensor, weights: Dict[str, Tensor], form: Form
+) -> Tuple[Tensor, Optional[Tensor], Tensor]:
+    """The block in plain torch, for autograd to differentiate.
 
     Args:
-        passes (module): :mod:`~mmpsa.ops.torch_passes`, which can be
-            differentiated, or another of its functions.
-        x (Tensor): N×C×P, as ``passes.prepare`` returns it.
+        x (Tensor): N×C×P, float32 or float64.
         weights (dict[str, Tensor]): As of :func:`weights_of`, of any dtype.
         form (Form): What to compute.
 
     Returns:
-        tuple[Tensor, State]: N×C×P, of ``x``'s dtype, and what the backward
-        needs beside the arguments.
+        tuple: the result, N×C×P; the channel mask, N×C, if there is one; what
+        the spatial mask is the sigmoid of, N×P (empty if there is none).
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    focus = None
-    if form.layout == 'spatial':
-        mean = x.mean(-1, dtype=dtype)
-        context = logits = mean.new_empty(0)
-    else:
-        name = POOL_QUERY[form.variant]
-        query = matrix(weights, name, dtype).expand(len(x), -1)
-        bias = weights.get(f'{name}.bias')
-        if bias is not None:
-            bias = bias.to(dtype).expand(len(x), 1)
-        context, mean, logits = passes.pool(x, query, bias, None)
-    if form.has_value_map:
+    context, mean, _ = pool(torch_passes, x, weights, form)
+    if form[:2] == VALUE_MAP:
         channel, z = _official_sequential(weights, x, context, mean)
         vectors = Vectors(channel, bias=z)
     else:
         vectors = vectors_of(weights, form, context, mean)
-    if vectors.scale is not None:
-        focus, _, z = passes.pool(x, vectors.query, None, vectors.scale)
-        z = torch_passes.attention(z, vectors.scale)
-        vectors = Vectors(vectors.channel, bias=z)
-    channel, query, bias, _ = vectors
+    y, z, _ = gate(torch_passes, x, vectors, form)
+    return y, vectors.channel, z
+
+
+def pool(
+    passes: ModuleType, x: Tensor, weights: Dict[str, Tensor], form: Form
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """The first pass: what the vectors are made of.
+
+    Args:
+        passes (module): :mod:`~mmpsa.ops.torch_passes` or another of its
+            functions.
+        x (Tensor): N×C×P, as ``passes.prepare`` returns it.
+        weights, form: As in :func:`collapsed`.
+
+    Returns:
+        tuple[Tensor]: the sum of the positions by attention and their mean,
+        N×C; the attention's logits, N×P. Only the mean is not empty where
+        there is no channel mask.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if form.layout == 'spatial':
+        none = x.new_empty(0, dtype=dtype)
+        return none, x.mean(-1, dtype=dtype), none
+    bias = weights.get(f'{POOL_QUERY[form.variant]}.bias')
+    if bias is not None:
+        bias = bias.to(dtype).expand(x.shape[0], 1)
+    query = pool_query(weights, form, x.shape[0], dtype)
+    return passes.pool(x, query, bias, None)
+
+
+def pool_query(
+    weights: Dict[str, Tensor], form: Form, images: int, dtype: torch.dtype
+) -> Tensor:
+    """The attention's query, the same for all images: N×C."""
+    query = _matrix(weights, POOL_QUERY[form.variant], dtype)
+    return query.expand(images, -1)
+
+
+def gate(
+    passes: ModuleType, x: Tensor, vectors: Vectors, form: Form
+) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    """The second pass, and one before it if there is a softmax to take.
+
+    Args:
+        passes, x, form: As in :func:`pool`.
+        vectors (Vectors): What to gate with.
+
+    Returns:
+        tuple[Tensor]: as of ``passes.gate``; and with a softmax, the sum of
+        the positions by its weights, N×C.
+    """
+    channel, query, bias, scale = vectors
+    focus = None
+    if scale is not None:
+        focus, _, logits = passes.pool(x, query, None, scale)
+        query, bias = None, torch_passes.attention(logits, scale)
     y, z = passes.gate(x, channel, query, bias, form.mask_scale, form.layout)
-    return y, State(context, mean, logits, channel, focus, z)
+    return y, z, focus
 
 
 def vectors_of(
@@ -140,7 +162,7 @@ def vectors_of(
     context: Tensor,
     mean: Tensor,
 ) -> Vectors:
-    """From what was pooled to what gates, for forms without a value map.
+    """From what was pooled to what gates. Not for ``VALUE_MAP``.
 
     Args:
         weights (dict[str, Tensor]): As of :func:`weights_of`, of any dtype.
@@ -158,7 +180,7 @@ def vectors_of(
         channel = _linear(z, weights, 'conv_up').sigmoid()  # N×C
         g = _linear(mean, weights, 'conv_q_left')  # N×M
         # Here the query grows with x, so that the logits grow with its square.
-        query = g @ matrix(weights, 'conv_v_left', g.dtype)  # N×C
+        query = g @ _matrix(weights, 'conv_v_left', g.dtype)  # N×C
         query, scale = _scale_down(query)
         return Vectors(channel, query, None, scale)
     if form.layout != 'spatial':
@@ -169,7 +191,7 @@ def vectors_of(
         if form.layout == 'sequential':
             mean = mean * channel
         q = _linear(mean, weights, 'sp_wq').softmax(-1)  # N×M
-        query = q @ matrix(weights, 'sp_wv', q.dtype)  # N×C
+        query = q @ _matrix(weights, 'sp_wv', q.dtype)  # N×C
         bias = q @ weights['sp_wv.bias'].to(q.dtype)[:, None]  # N×1
         if form.layout == 'sequential':
             query = query * channel
@@ -184,14 +206,12 @@ def _official_sequential(weights, x, context, mean):
     channel = _linear(z, weights, 'conv_up.3').sigmoid()  # N×C
     g = _linear(mean * channel, weights, 'conv_q_left')  # N×M
     # ch folded into the weights: Y is not written, its values are.
-    wv = matrix(weights, 'conv_v_left', x.dtype) * channel[:, None]  # N×M×C
+    wv = _matrix(weights, 'conv_v_left', x.dtype) * channel[:, None]  # N×M×C
     theta = (wv @ x).softmax(-1)  # N×M×P
     return channel, (g[:, None] @ theta).squeeze(1)
 
 
-def matrix(
-    weights: Dict[str, Tensor], name: str, dtype: torch.dtype
-) -> Tensor:
+def _matrix(weights, name, dtype):
     """The weight of a 1×1 convolution as a matrix."""
     return weights[f'{name}.weight'].flatten(1).to(dtype)
 
@@ -201,7 +221,7 @@ def _linear(x, weights, name):
     bias = weights.get(f'{name}.bias')
     if bias is not None:
         bias = bias.to(x.dtype)
-    return F.linear(x, matrix(weights, name, x.dtype), bias)
+    return F.linear(x, _matrix(weights, name, x.dtype), bias)
 
 
 def _layer_norm(z, weights, name):

@@ -7,16 +7,25 @@ gated gradient and a sum of rank four.
 """
 
 from importlib import import_module
+from itertools import compress
 from typing import Tuple
 
 import torch
 from torch import Tensor
 
 from . import torch_passes
-from .collapsed import POOL_QUERY, Form, State, collapsed, matrix, vectors_of
+from .collapsed import (
+    POOL_QUERY,
+    Form,
+    collapsed,
+    gate,
+    pool,
+    pool_query,
+    vectors_of,
+)
 
 
-# Dynamo does not look inside, what compiles its graph does.
+# Dynamo does not look inside; what compiles its graph does.
 @torch.compiler.allow_in_graph
 def fused(
     backend: str,
@@ -30,94 +39,93 @@ def fused(
     Args:
         backend (str): ``'torch'`` or ``'triton'``.
         x (Tensor): N×C×P.
-        form (Form): What to compute, without a value map.
+        form (Form): What to compute, not ``VALUE_MAP``.
         names (tuple[str]): The names of the weights, as in the state dict.
         tensors (Tensor): The weights.
 
     Returns:
         Tensor: N×C×P, of ``x``'s dtype.
     """
-    return _Fused.apply(backend, x, Form(*form), names, *tensors)
+    differentiate = torch.is_grad_enabled()
+    return _Fused.apply(
+        differentiate, backend, x, Form(*form), names, *tensors
+    )
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, backend, x, form, names, *tensors):
-        ctx.passes = import_module(f'mmpsa.ops.{backend}_passes')
-        ctx.form, ctx.names = form, names
+    def forward(ctx, differentiate, backend, x, form, names, *tensors):
+        passes = import_module(f'mmpsa.ops.{backend}_passes')
         weights = dict(zip(names, tensors))
-        y, state = collapsed(ctx.passes, ctx.passes.prepare(x), weights, form)
-        ctx.save_for_backward(x, *state, *tensors)
+        wide = passes.prepare(x)
+        *pooled, logits = pool(passes, wide, weights, form)
+        leaves = [*pooled, *tensors]
+        # The algebra of the vectors is small: autograd takes it from here.
+        with torch.set_grad_enabled(differentiate):
+            if differentiate:
+                leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+            weights = dict(zip(names, leaves[2:]))
+            vectors = vectors_of(weights, form, *leaves[:2])
+        y, z, focus = gate(passes, wide, vectors, form)
+        ctx.passes, ctx.form, ctx.names = passes, form, names
+        ctx.leaves, ctx.vectors = leaves, vectors
+        ctx.save_for_backward(x, logits, z, focus, *tensors)
         return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx, g):
-        x, *saved = ctx.saved_tensors
-        state = State(*saved[: len(State._fields)])
-        tensors = saved[len(State._fields) :]
         # Whoever calls backward() may do so under autocast.
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(g.device.type, enabled=False):
             if torch.is_grad_enabled():
-                dx, *dtensors = _differentiable(ctx, x, tensors, g)
+                dx, *dtensors = _differentiable_backward(ctx, g)
             else:
-                dx, *dtensors = _by_passes(ctx, x, state, tensors, g)
-        return None, dx, None, None, *dtensors
+                dx, *dtensors = _backward(ctx, g)
+        return None, None, dx, None, None, *dtensors
 
 
-def _by_passes(ctx, x, state, tensors, g):
-    passes, form, dtype = ctx.passes, ctx.form, x.dtype
-    x, g = passes.prepare(x), passes.prepare(g)
-    gates = state.channel, state.z, form.mask_scale, form.layout
-    dchannel, dquery, dlogits = passes.gate_backward(x, g, *gates, state.focus)
-
-    # The algebra of the vectors again, and autograd through it: it is small.
-    with torch.enable_grad():
-        context, mean, *leaves = (
-            tensor.detach().requires_grad_()
-            for tensor in (state.context, state.mean, *tensors)
-        )
-        weights = dict(zip(ctx.names, leaves))
-        vectors = vectors_of(weights, form, context, mean)
+def _backward(ctx, g):
+    x, logits, z, focus, *tensors = ctx.saved_tensors
+    passes, form, vectors = ctx.passes, ctx.form, ctx.vectors
+    dtype, x, g = x.dtype, passes.prepare(x), passes.prepare(g)
+    gates = vectors.channel, z, form.mask_scale, form.layout
+    dchannel, dquery, dlogits = passes.gate_backward(x, g, *gates, focus)
     if vectors.scale is not None:
         dlogits, dquery = vectors.scale * dlogits, vectors.scale * dquery
-    dbias = dlogits.sum(-1, keepdim=True)
-    outputs, grads = zip(
-        *(
-            (vector, grad)
-            for vector, grad in zip(vectors, (dchannel, dquery, dbias))
-            if vector is not None
-        )
-    )
+    grads = dchannel, dquery, dlogits.sum(-1, keepdim=True)
+    has = [vector is not None for vector in vectors[:3]]
     dcontext, dmean, *dtensors = torch.autograd.grad(
-        outputs, (context, mean, *leaves), grads, materialize_grads=True
+        list(compress(vectors, has)),
+        ctx.leaves,
+        list(compress(grads, has)),
+        retain_graph=True,
+        materialize_grads=True,
     )
 
-    if form.layout == 'spatial':
-        pooling = None, None, None, None
-    else:
-        name = POOL_QUERY[form.variant]
+    pooling = None, None, None, None
+    if form.layout != 'spatial':
+        weights = dict(zip(ctx.names, tensors))
         pooling = (
-            torch_passes.attention(state.logits, None),
+            torch_passes.attention(logits, None),
             dcontext,
-            matrix(weights, name, mean.dtype).expand(len(x), -1),
-            (dcontext * context).sum(-1, keepdim=True),
+            pool_query(weights, form, len(x), logits.dtype),
+            (dcontext * ctx.leaves[0]).sum(-1, keepdim=True),
         )
     dx, dquery = passes.input_backward(
         x, g, *gates, dlogits, vectors.query, dmean, *pooling
     )
     if form.layout != 'spatial':
-        place = ctx.names.index(f'{name}.weight')
-        dtensors[place] = dquery.sum(0).to(leaves[place].dtype)
-        dtensors[place] = dtensors[place].view_as(leaves[place])
+        place = ctx.names.index(f'{POOL_QUERY[form.variant]}.weight')
+        dtensors[place] = dquery.sum(0).view_as(tensors[place])
     return dx.to(dtype), *dtensors
 
 
-def _differentiable(ctx, x, tensors, g):
-    """The gradients, for a backward that is itself differentiated."""
+def _differentiable_backward(ctx, g):
+    """The same for a backward that is itself differentiated."""
+    x, _, _, _, *tensors = ctx.saved_tensors
     weights = dict(zip(ctx.names, tensors))
-    y, _ = collapsed(torch_passes, torch_passes.prepare(x), weights, ctx.form)
-    needed = ctx.needs_input_grad[1], *ctx.needs_input_grad[4:]
-    inputs = [t for t, need in zip((x, *tensors), needed) if need]
+    y, _, _ = collapsed(torch_passes.prepare(x), weights, ctx.form)
+    needed = ctx.needs_input_grad[2], *ctx.needs_input_grad[5:]
+    inputs = list(compress((x, *tensors), needed))
     grads = iter(
         torch.autograd.grad(y.to(x.dtype), inputs, g, create_graph=True)
     )
