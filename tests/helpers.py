@@ -150,21 +150,28 @@ def make_block(variant, layout, channels, **kwargs):
     return block
 
 
-def compare(block, x, tolerance, g=None):
-    """Output and all gradients, relative to the largest value of each."""
-    x = x.detach().requires_grad_()
-    inputs = [x, *block.parameters()]
+def compare(block, x, tolerance, g=None, dtype=None):
+    """Output and all gradients, relative to the largest value of each.
+
+    The equations are computed in ``dtype``, or else in that of ``x``.
+    """
     if g is None:
         torch.manual_seed(2)
-        g = torch.randn(x.shape, dtype=x.dtype)
-    equations = partial(getattr(reference, block.variant), block)
+        g = torch.randn(x.shape, dtype=x.dtype).to(x.device)
+    exact = copy.deepcopy(block).to(dtype or x.dtype)
+    equations = partial(getattr(reference, block.variant), exact)
     results = []
-    for forward in (block, equations):
+    for forward, block in ((block, block), (equations, exact)):
+        weights = list(block.parameters())
+        x = x.detach().to(weights[0].dtype).requires_grad_()
         out = forward(x)
-        results.append([out, *torch.autograd.grad(out, inputs, g)])
+        grads = torch.autograd.grad(out, [x, *weights], g.to(out.dtype))
+        results.append([out, *grads])
     for ours, expected in zip(*results):
         bound = tolerance * max(1.0, expected.abs().max().item())
-        torch.testing.assert_close(ours, expected, rtol=0, atol=bound)
+        torch.testing.assert_close(
+            ours.to(expected), expected, rtol=0, atol=bound
+        )
 
 
 def extremes(dtype, peak):

@@ -108,7 +108,7 @@ def _backward(ctx, g):
             torch_passes.attention(logits, None),
             dcontext,
             pool_query(weights, form, len(x), logits.dtype),
-            (dcontext * ctx.leaves[0]).sum(-1, keepdim=True),
+            ctx.leaves[0],
         )
     dx, dquery = passes.input_backward(
         x, g, *gates, dlogits, vectors.query, dmean, *pooling

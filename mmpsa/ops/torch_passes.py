@@ -120,7 +120,7 @@ def input_backward(
     a: Optional[Tensor],
     dcontext: Optional[Tensor],
     pool_query: Optional[Tensor],
-    offset: Optional[Tensor],
+    context: Optional[Tensor],
 ) -> Tuple[Tensor, Tensor]:
     """Gradients of X and of the pooling's query.
 
@@ -134,7 +134,7 @@ def input_backward(
             if there is no channel mask, as are the three that follow.
         dcontext (Tensor, optional): N×C, the gradient of its sum.
         pool_query (Tensor, optional): N×C, the ``query`` of :func:`pool`.
-        offset (Tensor, optional): N×1, ``dcontext`` times the sum.
+        context (Tensor, optional): N×C, the sum itself.
 
     Returns:
         tuple[Tensor]: the gradients of X, N×C×P, and of ``pool_query``, N×C
@@ -149,6 +149,7 @@ def input_backward(
         rows.append(dlogits)
     dquery = x.new_empty(0)
     if a is not None:
+        offset = (dcontext * context).sum(-1, keepdim=True)
         da = a * (_project(x, dcontext, None) - offset)
         columns += [dcontext, pool_query]
         rows += [a, da]

@@ -272,7 +272,7 @@ def input_backward(
     a: Optional[Tensor],
     dcontext: Optional[Tensor],
     pool_query: Optional[Tensor],
-    offset: Optional[Tensor],
+    context: Optional[Tensor],
 ) -> Tuple[Tensor, Tensor]:
     """As :func:`mmpsa.ops.torch_passes.input_backward`."""
     plan = _plan(x)
@@ -288,7 +288,7 @@ def input_backward(
         *_contiguous(channel, z, dlogits, query, dmean, a, dcontext),
         pool_query,
         stride,
-        *_contiguous(offset),
+        *_contiguous(context),
         sums,
         mask_scale,
         SEQUENTIAL=layout == 'sequential',
@@ -310,7 +310,7 @@ def _(
     a,
     dcontext,
     pool_query,
-    offset,
+    context,
 ):
     dquery = _none(x) if pool_query is None else _vectors(x)
     return torch.empty_like(x), dquery
@@ -590,7 +590,7 @@ def _input_backward_kernel(
     dcontext,
     pool_query,
     pool_query_stride,
-    offset,
+    context,
     dpool_query,
     mask_scale,
     channels,
@@ -617,7 +617,7 @@ def _input_backward_kernel(
         wq = tl.load(
             pool_query + image * pool_query_stride + c, mask=valid, other=0.0
         )
-        shift = tl.load(offset + image)
+        centre = tl.load(context + row, mask=valid, other=0.0)[:, None]
     of_query = tl.zeros((HEIGHT, WIDTH), tl.float32)
     for first in range(start, stop, WIDTH):
         p = first + tl.arange(0, WIDTH).to(OFFSET)
@@ -641,7 +641,7 @@ def _input_backward_kernel(
         if a is not None:
             tile = _load(x, xn, xc, xp, image, c, p, both)
             weight = tl.load(a + place, mask=inside, other=0.0)
-            da = weight * (tl.sum(dc[:, None] * tile, 0) - shift)
+            da = weight * tl.sum(dc[:, None] * (tile - centre), 0)
             out += weight[None, :] * dc[:, None] + da[None, :] * wq[:, None]
             of_query += da[None, :] * tile
         _store(dx, dxn, dxc, dxp, image, c, p, both, out)
