@@ -166,7 +166,9 @@ def test_second_derivative(variant, layout):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('variant, layout', SERVED)
+@pytest.mark.parametrize(
+    'variant, layout', [('paper', 'sequential'), ('official', 'parallel')]
+)
 def test_compile(variant, layout):
     block = triton_block(variant, layout, 6)
     x, g = random(2, 6, 5, 4), random(2, 6, 5, 4)
