@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from . import reference, torch_passes
-from .collapsed import VALUE_MAP, collapsed, form_of, weights_of
+from .collapsed import collapsed, form_of, has_value_map, weights_of
 from .fused import fused
 
 # One that cannot serve a case hands it on to the next.
@@ -112,7 +112,7 @@ def polarized_self_attention(block: nn.Module, x: Tensor) -> Tensor:
             return getattr(reference, block.variant)(block, x)
         flat = x.flatten(2)  # N×C×P
         if backend == 'torch' and (
-            form[:2] == VALUE_MAP or is_compiling() or _is_transformed()
+            has_value_map(form) or is_compiling() or _is_transformed()
         ):
             y, _, _ = collapsed(torch_passes.prepare(flat), weights, form)
             y = y.to(x.dtype)
@@ -164,7 +164,7 @@ def _triton_serves(block, x):
         runs
         and x.dtype in _TRITON_DTYPES
         and block.in_channels <= _TRITON_CHANNELS
-        and (block.variant, block.layout) != VALUE_MAP
+        and not has_value_map(form_of(block))
         and x.numel() > 0
         and not _is_transformed()
     )

@@ -34,8 +34,6 @@ _LARGE = 2.0**50
 
 # The convolution whose logits the attention pooling is by.
 POOL_QUERY = {'paper': 'ch_wq', 'official': 'conv_q_right'}
-# What needs a map of values, and so more than passes over X.
-VALUE_MAP = ('official', 'sequential')
 
 
 class Form(NamedTuple):
@@ -65,6 +63,11 @@ def form_of(block: nn.Module) -> Form:
     return Form(block.variant, block.layout, block.mask_scale)
 
 
+def has_value_map(form: Form) -> bool:
+    """Whether it takes more than passes over X: a map of values."""
+    return form.variant == 'official' and form.layout == 'sequential'
+
+
 def weights_of(block: nn.Module) -> Dict[str, Tensor]:
     """The weights of a PolarizedSelfAttention by their state dict's names."""
     return {
@@ -90,7 +93,7 @@ def collapsed(
         the spatial mask is the sigmoid of, N×P (empty if there is none).
     """
     context, mean, _ = pool(torch_passes, x, weights, form)
-    if form[:2] == VALUE_MAP:
+    if has_value_map(form):
         channel, z = _official_sequential(weights, x, context, mean)
         vectors = Vectors(channel, bias=z)
     else:
@@ -162,7 +165,7 @@ def vectors_of(
     context: Tensor,
     mean: Tensor,
 ) -> Vectors:
-    """From what was pooled to what gates. Not for ``VALUE_MAP``.
+    """From what was pooled to what gates, if there is no value map.
 
     Args:
         weights (dict[str, Tensor]): As of :func:`weights_of`, of any dtype.

@@ -39,7 +39,7 @@ def fused(
     Args:
         backend (str): ``'torch'`` or ``'triton'``.
         x (Tensor): N×C×P.
-        form (Form): What to compute, not ``VALUE_MAP``.
+        form (Form): What to compute, without a value map.
         names (tuple[str]): The names of the weights, as in the state dict.
         tensors (Tensor): The weights.
 
@@ -107,7 +107,7 @@ def _backward(ctx, g):
         pooling = (
             torch_passes.attention(logits, None),
             dcontext,
-            pool_query(weights, form, len(x), logits.dtype),
+            pool_query(weights, form, x.shape[0], logits.dtype),
             ctx.leaves[0],
         )
     dx, dquery = passes.input_backward(
