@@ -54,7 +54,7 @@ class Vectors(NamedTuple):
 
     channel: Optional[Tensor] = None  # N×C, the channel mask
     query: Optional[Tensor] = None  # N×C
-    bias: Optional[Tensor] = None  # N×1
+    bias: Optional[Tensor] = None  # N×1; all of the logits, N×P, with no query
     scale: Optional[Tensor] = None  # N×1
 
 
