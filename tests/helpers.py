@@ -1,6 +1,7 @@
-"""Small backbones and a plugin that counts its calls."""
+"""Small backbones, a plugin that counts its calls, blocks to compare."""
 
 import copy
+from functools import partial
 from importlib import import_module
 
 import torch
@@ -8,7 +9,9 @@ from mmengine.registry import MODELS
 from mmengine.utils import digit_version
 from torch import nn
 
-import mmpsa  # noqa: F401  (registers the backbones)
+from mmpsa import PolarizedSelfAttention  # registers the backbones too
+from mmpsa.models.polarized_self_attention import LAYOUTS
+from mmpsa.ops import reference
 
 
 @MODELS.register_module()
@@ -129,3 +132,55 @@ def randomise(module):
             else:
                 tensor.copy_(0.5 + noise)
     return module
+
+
+KINDS = [
+    (variant, layout)
+    for variant, layouts in LAYOUTS.items()
+    for layout in layouts
+]
+
+
+def make_block(variant, layout, channels, **kwargs):
+    """A block with every parameter random, LayerNorm's and biases too."""
+    torch.manual_seed(0)
+    block = PolarizedSelfAttention(channels, layout, variant, **kwargs)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return block
+
+
+def compare(block, x, tolerance, g=None, dtype=None):
+    """Output and all gradients, relative to the largest value of each.
+
+    The equations are computed in ``dtype``, or else in that of ``x``.
+    """
+    if g is None:
+        torch.manual_seed(2)
+        g = torch.randn(x.shape, dtype=x.dtype).to(x.device)
+    exact = copy.deepcopy(block).to(dtype or x.dtype)
+    equations = partial(getattr(reference, block.variant), exact)
+    results = []
+    for forward, block in ((block, block), (equations, exact)):
+        weights = list(block.parameters())
+        x = x.detach().to(weights[0].dtype).requires_grad_()
+        out = forward(x)
+        grads = torch.autograd.grad(out, [x, *weights], g.to(out.dtype))
+        results.append([out, *grads])
+    for ours, expected in zip(*results):
+        bound = tolerance * max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(
+            ours.to(expected), expected, rtol=0, atol=bound
+        )
+
+
+def extremes(dtype, peak):
+    """Inputs at the edge of what is promised, each sign and mixture."""
+    full = torch.full((2, 64, 9, 9), peak, dtype=dtype)
+    torch.manual_seed(3)
+    noise = torch.rand(2, 64, 9, 9) * 2 - 1
+    spike = torch.zeros(2, 64, 9, 9)
+    spike[:, ::7, 4, 4] = 1
+    for x in (noise, noise.sign(), spike):
+        yield (x * peak).to(dtype)
+    yield from (full, -full, full[:, :, :1, :1])

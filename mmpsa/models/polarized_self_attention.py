@@ -7,7 +7,7 @@ from mmengine.model import BaseModule, constant_init, kaiming_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmpsa.ops import Masks, gate, official_masks, paper_masks
+from mmpsa.ops import Masks, check_backend, masks, polarized_self_attention
 
 LAYOUTS = {
     'paper': ('parallel', 'sequential', 'channel', 'spatial'),
@@ -53,15 +53,19 @@ class PolarizedSelfAttention(BaseModule):
             and a block takes it from the state dict that it loads, so that
             weights compute the same function wherever they are loaded.
             Default: False.
+        backend (str, optional): What computes it, where it can: one of
+            :data:`mmpsa.ops.BACKENDS`. Without one, the environment variable
+            ``MMPSA_BACKEND`` when the block is built, or else whatever serves
+            best. Default: None.
         init_cfg (dict or list[dict], optional): As in
             :class:`mmengine.model.BaseModule`; applied after the block's own
             initialisation. Default: None.
 
     Raises:
-        ValueError: If an argument is none of the values allowed, if the
-            variant cannot serve the layout, ``in_channels`` or
-            ``identity_init``, or, in ``forward``, if the input is not
-            N×``in_channels``×H×W.
+        ValueError: If an argument, or ``MMPSA_BACKEND``, is none of the
+            values allowed, if the variant cannot serve the layout,
+            ``in_channels`` or ``identity_init``, or, in ``forward``, if the
+            input is not N×``in_channels``×H×W.
     """
 
     _abbr_ = 'psa'
@@ -72,6 +76,7 @@ class PolarizedSelfAttention(BaseModule):
         layout: str = 'parallel',
         variant: str = 'paper',
         identity_init: bool = False,
+        backend: Optional[str] = None,
         init_cfg: Optional[dict] = None,
     ):
         super().__init__(init_cfg)
@@ -102,6 +107,7 @@ class PolarizedSelfAttention(BaseModule):
         self.layout = layout
         self.variant = variant
         self.identity_init = identity_init
+        self.backend = check_backend(backend)
         if variant == 'paper':
             self._make_paper_layers()
         else:
@@ -173,11 +179,7 @@ class PolarizedSelfAttention(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """N×C×H×W to N×C×H×W, of the same dtype."""
         self._check_input(x)
-        with torch.autocast(x.device.type, enabled=False):
-            # Half precision is computed in float32, float64 in itself.
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            out = gate(wide, self._compute_masks(wide), self.layout)
-            return out.to(x.dtype)
+        return polarized_self_attention(self, x)
 
     def masks(self, x: Tensor) -> Masks:
         """The masks that :meth:`forward` gates ``x`` with, in float32.
@@ -187,14 +189,7 @@ class PolarizedSelfAttention(BaseModule):
             the layout has no such mask; float64 for a float64 input.
         """
         self._check_input(x)
-        with torch.autocast(x.device.type, enabled=False):
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            return self._compute_masks(wide)
-
-    def _compute_masks(self, x):
-        if self.variant == 'paper':
-            return paper_masks(self, x)
-        return official_masks(self, x)
+        return masks(self, x)
 
     def _check_input(self, x):
         if x.dim() != 4 or x.shape[1] != self.in_channels:

@@ -1,3 +1,17 @@
-from .collapsed import Masks, gate, official_masks, paper_masks
+from .backends import (
+    BACKENDS,
+    Masks,
+    check_backend,
+    choose_backend,
+    masks,
+    polarized_self_attention,
+)
 
-__all__ = ['Masks', 'gate', 'official_masks', 'paper_masks']
+__all__ = [
+    'BACKENDS',
+    'Masks',
+    'check_backend',
+    'choose_backend',
+    'masks',
+    'polarized_self_attention',
+]

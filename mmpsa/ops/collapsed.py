@@ -12,152 +12,229 @@ and in the sequential layout, with Y = X ⊙ ch::
     mean_p (ch ⊙ x_p) = ch ⊙ mean_p x_p,    uᵀ (ch ⊙ x_p) = (u ⊙ ch)ᵀ x_p
 
 What remains per position is one multiply-add a channel for each of the two
-poolings, the two logits and the gates. The numbers are those of
-:mod:`mmpsa.ops.reference`; the one map that cannot go is the values of the
-authors' sequential code, whose softmax runs over positions.
-Shapes: X is N×C×H×W, P = H·W, M = max(C // 2, 1).
+poolings, the two logits and the gates: the passes over X, which each backend
+has its own of. Between them are vectors of an image; their algebra is here,
+once. The numbers are those of :mod:`mmpsa.ops.reference`; the one map that
+cannot go is the values of the authors' sequential code, whose softmax runs
+over positions. Shapes: X is N×C×P, M = max(C // 2, 1).
 """
 
-from typing import NamedTuple, Optional, Tuple
+from types import ModuleType
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import torch_passes
+
 # Values up to this are normalised and projected as they are. Beyond it they
 # are scaled down first: their squares and products would overflow float32.
 _LARGE = 2.0**50
 
+# The convolution whose logits the attention pooling is by.
+POOL_QUERY = {'paper': 'ch_wq', 'official': 'conv_q_right'}
 
-class Masks(NamedTuple):
-    """The two masks of PSA, ``mask_scale`` included.
 
-    ``channel`` is N×C×1×1, ``spatial`` N×1×H×W; None where the layout has no
-    such mask.
+class Form(NamedTuple):
+    """What a block computes, besides its weights."""
+
+    variant: str
+    layout: str
+    mask_scale: float
+
+
+class Vectors(NamedTuple):
+    """What the forward's second pass needs to know of an image.
+
+    The spatial mask is ``mask_scale`` times the sigmoid of the logits
+    ``query · x_p + bias``, or of their softmax over positions where they have
+    a ``scale`` there. None is what the layout does not have.
     """
 
-    channel: Optional[Tensor]
-    spatial: Optional[Tensor]
+    channel: Optional[Tensor] = None  # N×C, the channel mask
+    query: Optional[Tensor] = None  # N×C
+    bias: Optional[Tensor] = None  # N×1; all of the logits, N×P, with no query
+    scale: Optional[Tensor] = None  # N×1
 
 
-def paper_masks(block: nn.Module, x: Tensor) -> Masks:
-    """Masks of the paper's equations.
+def form_of(block: nn.Module) -> Form:
+    """What a PolarizedSelfAttention computes."""
+    return Form(block.variant, block.layout, block.mask_scale)
+
+
+def has_value_map(form: Form) -> bool:
+    """Whether it takes more than passes over X: a map of values."""
+    return form.variant == 'official' and form.layout == 'sequential'
+
+
+def weights_of(block: nn.Module) -> Dict[str, Tensor]:
+    """The weights of a PolarizedSelfAttention by their state dict's names."""
+    return {
+        f'{name}.{kind}': getattr(layer, kind)
+        for name, layer in block.named_modules()
+        for kind in ('weight', 'bias')
+        if getattr(layer, kind, None) is not None
+    }
+
+
+def collapsed(
+    x: Tensor, weights: Dict[str, Tensor], form: Form
+) -> Tuple[Tensor, Optional[Tensor], Tensor]:
+    """The block in plain torch, for autograd to differentiate.
 
     Args:
-        block (PolarizedSelfAttention): A block of ``variant='paper'``.
-        x (Tensor): N×C×H×W, float32 or float64; the weights are cast to it.
+        x (Tensor): N×C×P, float32 or float64.
+        weights (dict[str, Tensor]): As of :func:`weights_of`, of any dtype.
+        form (Form): What to compute.
 
     Returns:
-        Masks: In ``x``'s dtype.
+        tuple: the result, N×C×P; the channel mask, N×C, if there is one; what
+        the spatial mask is the sigmoid of, N×P (empty if there is none).
     """
-    channel = spatial = None
-    if block.layout == 'spatial':
-        mean = x.mean((2, 3))
+    context, mean, _ = pool(torch_passes, x, weights, form)
+    if has_value_map(form):
+        channel, z = _official_sequential(weights, x, context, mean)
+        vectors = Vectors(channel, bias=z)
     else:
-        context, mean = _attention_pool(x, block.ch_wq)
-        z = _linear(_linear(context, block.ch_wv), block.ch_wz)
-        z = _layer_norm(z, block.ln)
-        channel = block.mask_scale * z.sigmoid()  # N×C
-    if block.layout != 'channel':
-        if block.layout == 'sequential':
+        vectors = vectors_of(weights, form, context, mean)
+    y, z, _ = gate(torch_passes, x, vectors, form)
+    return y, vectors.channel, z
+
+
+def pool(
+    passes: ModuleType, x: Tensor, weights: Dict[str, Tensor], form: Form
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """The first pass: what the vectors are made of.
+
+    Args:
+        passes (module): :mod:`~mmpsa.ops.torch_passes` or another of its
+            functions.
+        x (Tensor): N×C×P, as ``passes.prepare`` returns it.
+        weights, form: As in :func:`collapsed`.
+
+    Returns:
+        tuple[Tensor]: the sum of the positions by attention and their mean,
+        N×C; the attention's logits, N×P. Only the mean is not empty where
+        there is no channel mask.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if form.layout == 'spatial':
+        none = x.new_empty(0, dtype=dtype)
+        return none, x.mean(-1, dtype=dtype), none
+    bias = weights.get(f'{POOL_QUERY[form.variant]}.bias')
+    if bias is not None:
+        bias = bias.to(dtype).expand(x.shape[0], 1)
+    query = pool_query(weights, form, x.shape[0], dtype)
+    return passes.pool(x, query, bias, None)
+
+
+def pool_query(
+    weights: Dict[str, Tensor], form: Form, images: int, dtype: torch.dtype
+) -> Tensor:
+    """The attention's query, the same for all images: N×C."""
+    query = _matrix(weights, POOL_QUERY[form.variant], dtype)
+    return query.expand(images, -1)
+
+
+def gate(
+    passes: ModuleType, x: Tensor, vectors: Vectors, form: Form
+) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    """The second pass, and one before it if there is a softmax to take.
+
+    Args:
+        passes, x, form: As in :func:`pool`.
+        vectors (Vectors): What to gate with.
+
+    Returns:
+        tuple[Tensor]: as of ``passes.gate``; and with a softmax, the sum of
+        the positions by its weights, N×C.
+    """
+    channel, query, bias, scale = vectors
+    focus = None
+    if scale is not None:
+        focus, _, logits = passes.pool(x, query, None, scale)
+        query, bias = None, torch_passes.attention(logits, scale)
+    y, z = passes.gate(x, channel, query, bias, form.mask_scale, form.layout)
+    return y, z, focus
+
+
+def vectors_of(
+    weights: Dict[str, Tensor],
+    form: Form,
+    context: Tensor,
+    mean: Tensor,
+) -> Vectors:
+    """From what was pooled to what gates, if there is no value map.
+
+    Args:
+        weights (dict[str, Tensor]): As of :func:`weights_of`, of any dtype.
+        form (Form): What to compute.
+        context (Tensor): N×C, pooled by attention, float32 or float64; any
+            if there is no channel mask.
+        mean (Tensor): N×C, the mean over positions.
+
+    Returns:
+        Vectors: In ``mean``'s dtype.
+    """
+    channel = query = bias = None
+    if form.variant == 'official':
+        z = _linear(context, weights, 'conv_v_right')  # N×M
+        channel = _linear(z, weights, 'conv_up').sigmoid()  # N×C
+        g = _linear(mean, weights, 'conv_q_left')  # N×M
+        # Here the query grows with x, so that the logits grow with its square.
+        query = g @ _matrix(weights, 'conv_v_left', g.dtype)  # N×C
+        query, scale = _scale_down(query)
+        return Vectors(channel, query, None, scale)
+    if form.layout != 'spatial':
+        z = _linear(_linear(context, weights, 'ch_wv'), weights, 'ch_wz')
+        z = _layer_norm(z, weights, 'ln')
+        channel = form.mask_scale * z.sigmoid()  # N×C
+    if form.layout != 'channel':
+        if form.layout == 'sequential':
             mean = mean * channel
-        q = _linear(mean, block.sp_wq).softmax(-1)  # N×M
-        u = q @ _matrix(block.sp_wv, x.dtype)  # N×C
-        s = q @ block.sp_wv.bias.to(x.dtype)  # N
-        if block.layout == 'sequential':
-            u = u * channel
-        logits = _project(x, u) + s[:, None]  # N×P
-        spatial = block.mask_scale * logits.sigmoid()
-    return _as_maps(channel, spatial, x)
+        q = _linear(mean, weights, 'sp_wq').softmax(-1)  # N×M
+        query = q @ _matrix(weights, 'sp_wv', q.dtype)  # N×C
+        bias = q @ weights['sp_wv.bias'].to(q.dtype)[:, None]  # N×1
+        if form.layout == 'sequential':
+            query = query * channel
+    return Vectors(channel, query, bias)
 
 
-def official_masks(block: nn.Module, x: Tensor) -> Masks:
-    """Masks as the authors' released code computes them.
-
-    Args:
-        block (PolarizedSelfAttention): A block of ``variant='official'``.
-        x (Tensor): N×C×H×W, float32 or float64; the weights are cast to it.
-
-    Returns:
-        Masks: In ``x``'s dtype.
-    """
-    context, mean = _attention_pool(x, block.conv_q_right)
-    z = _linear(context, block.conv_v_right)  # N×M
-    if block.layout == 'parallel':
-        channel = _linear(z, block.conv_up).sigmoid()  # N×C
-        g = _linear(mean, block.conv_q_left)  # N×M
-        u = g @ _matrix(block.conv_v_left, x.dtype)  # N×C
-        # Here u grows with x, so that the logits grow with its square.
-        u, scale = _scale_down(u)
-        logits = _project(x, u)  # N×P
-        logits = (logits - logits.detach().amax(-1, keepdim=True)) * scale
-        spatial = logits.softmax(-1).sigmoid()
-    else:
-        squeeze, ln, _, excite = block.conv_up
-        z = _layer_norm(_linear(z, squeeze), ln).relu()
-        channel = _linear(z, excite).sigmoid()  # N×C
-        g = _linear(mean * channel, block.conv_q_left)  # N×M
-        # ch folded into the weights: Y is not written, its values are.
-        wv = _matrix(block.conv_v_left, x.dtype) * channel[:, None]  # N×M×C
-        theta = (wv @ x.flatten(2)).softmax(-1)  # N×M×P
-        spatial = (g[:, None] @ theta).squeeze(1).sigmoid()
-    return _as_maps(channel, spatial, x)
+def _official_sequential(weights, x, context, mean):
+    """The channel mask, and what the spatial one is the sigmoid of, N×P."""
+    z = _linear(context, weights, 'conv_v_right')  # N×M
+    z = _linear(z, weights, 'conv_up.0')
+    z = _layer_norm(z, weights, 'conv_up.1').relu()
+    channel = _linear(z, weights, 'conv_up.3').sigmoid()  # N×C
+    g = _linear(mean * channel, weights, 'conv_q_left')  # N×M
+    # ch folded into the weights: Y is not written, its values are.
+    wv = _matrix(weights, 'conv_v_left', x.dtype) * channel[:, None]  # N×M×C
+    theta = (wv @ x).softmax(-1)  # N×M×P
+    return channel, (g[:, None] @ theta).squeeze(1)
 
 
-def gate(x: Tensor, masks: Masks, layout: str) -> Tensor:
-    """Apply the masks: the last line of every layout.
-
-    Args:
-        x (Tensor): N×C×H×W.
-        masks (Masks): Of the same dtype.
-        layout (str): The layout that the masks were made for.
-
-    Returns:
-        Tensor: N×C×H×W.
-    """
-    if layout == 'parallel':
-        return torch.addcmul(x * masks.channel, x, masks.spatial)
-    for mask in masks:
-        if mask is not None:
-            x = x * mask
-    return x
-
-
-def _attention_pool(x: Tensor, wq: nn.Conv2d) -> Tuple[Tensor, Tensor]:
-    """Softmax-weighted sum and plain mean over positions, both N×C."""
-    logits = _project(x, _matrix(wq, x.dtype).expand(len(x), -1))  # N×P
-    if wq.bias is not None:
-        logits = logits + wq.bias.to(x.dtype)
-    a = logits.softmax(-1)
-    # One product for both, so that x is read once for the two of them.
-    rows = torch.stack((a, torch.ones_like(a)), 1)  # N×2×P
-    context, total = (rows @ x.flatten(2).transpose(1, 2)).unbind(1)
-    return context, total / a.shape[-1]
-
-
-def _project(x: Tensor, u: Tensor) -> Tensor:
-    """N×C×H×W and N×C to the N×P products over channels."""
-    return (u[:, None] @ x.flatten(2)).squeeze(1)
-
-
-def _matrix(conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
+def _matrix(weights, name, dtype):
     """The weight of a 1×1 convolution as a matrix."""
-    return conv.weight.flatten(1).to(dtype)
+    return weights[f'{name}.weight'].flatten(1).to(dtype)
 
 
-def _linear(x: Tensor, conv: nn.Conv2d) -> Tensor:
+def _linear(x, weights, name):
     """A 1×1 convolution on one position."""
-    bias = None if conv.bias is None else conv.bias.to(x.dtype)
-    return F.linear(x, _matrix(conv, x.dtype), bias)
+    bias = weights.get(f'{name}.bias')
+    if bias is not None:
+        bias = bias.to(x.dtype)
+    return F.linear(x, _matrix(weights, name, x.dtype), bias)
 
 
-def _layer_norm(z: Tensor, ln: nn.LayerNorm) -> Tensor:
+def _layer_norm(z, weights, name):
     """LayerNorm over the last dimension of an N×K tensor, of any magnitude."""
     z, _ = _scale_down(z)
-    weight, bias = ln.weight.to(z.dtype), ln.bias.to(z.dtype)
-    return F.layer_norm(
-        z, z.shape[1:], weight.flatten(), bias.flatten(), ln.eps
+    weight, bias = (
+        weights[f'{name}.{kind}'].to(z.dtype).flatten()
+        for kind in ('weight', 'bias')
     )
+    return F.layer_norm(z, z.shape[1:], weight, bias)
 
 
 def _scale_down(z: Tensor) -> Tuple[Tensor, Tensor]:
@@ -165,11 +242,3 @@ def _scale_down(z: Tensor) -> Tuple[Tensor, Tensor]:
     peak = z.detach().abs().amax(-1, keepdim=True)
     scale = (peak / _LARGE).clamp_min(1)
     return z / scale, scale
-
-
-def _as_maps(channel, spatial, x):
-    if channel is not None:
-        channel = channel[:, :, None, None]
-    if spatial is not None:
-        spatial = spatial.unflatten(-1, x.shape[2:])[:, None]
-    return Masks(channel, spatial)

@@ -2,48 +2,18 @@
 
 import pytest
 import torch
-from helpers import AUTOCAST_DTYPES
+from helpers import AUTOCAST_DTYPES, KINDS, compare, extremes, make_block
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from mmpsa import PolarizedSelfAttention
 from mmpsa.models.polarized_self_attention import LAYOUTS
-from mmpsa.ops import reference
 
-KINDS = [
-    (variant, layout)
-    for variant, layouts in LAYOUTS.items()
-    for layout in layouts
-]
 CHANNELS = (1, 3, 17, 18, 64)
-
-
-def make_block(variant, layout, channels, **kwargs):
-    """A block with every parameter random, LayerNorm's and biases too."""
-    torch.manual_seed(0)
-    block = PolarizedSelfAttention(channels, layout, variant, **kwargs)
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return block
 
 
 def served(variant, layout, channels):
     return (variant, layout) != ('official', 'sequential') or channels >= 8
-
-
-def compare(block, x, tolerance):
-    """Output and all gradients, relative to the largest value of each."""
-    x = x.detach().requires_grad_()
-    inputs = [x, *block.parameters()]
-    results = []
-    for forward in (block, getattr(reference, block.variant)):
-        out = block(x) if forward is block else forward(block, x)
-        torch.manual_seed(2)
-        grad = torch.randn(out.shape, dtype=out.dtype)
-        results.append([out, *torch.autograd.grad(out, inputs, grad)])
-    for ours, expected in zip(*results):
-        bound = tolerance * max(1.0, expected.abs().max().item())
-        torch.testing.assert_close(ours, expected, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize('variant, layout', KINDS)
@@ -103,18 +73,6 @@ def test_empty_batch(variant, layout):
     for parameter in block.parameters():
         assert parameter.grad is not None
         assert not parameter.grad.any()
-
-
-def extremes(dtype, peak):
-    """Inputs at the edge of what is promised, each sign and mixture."""
-    full = torch.full((2, 64, 9, 9), peak, dtype=dtype)
-    torch.manual_seed(3)
-    noise = torch.rand(2, 64, 9, 9) * 2 - 1
-    spike = torch.zeros(2, 64, 9, 9)
-    spike[:, ::7, 4, 4] = 1
-    for x in (noise, noise.sign(), spike):
-        yield (x * peak).to(dtype)
-    yield from (full, -full, full[:, :, :1, :1])
 
 
 @pytest.mark.parametrize(
