@@ -7,10 +7,10 @@ import pytest
 import torch
 from mmcv.cnn.bricks import ContextBlock
 from mmengine.registry import MODELS, DefaultScope
-from projects.study import report, runs
-from projects.study.modules import SE
 
 from mmpsa import PolarizedSelfAttention
+from projects.study import report, runs
+from projects.study.modules import SE
 
 ARMS = [(task, arm) for task in runs.TASKS for arm in runs.ARMS]
 
