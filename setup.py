@@ -51,11 +51,39 @@ class DevelopWithMim(develop):
         super().run()
 
 
+def extensions():
+    """The C++ backend, or nothing where there is no torch to build it with.
+
+    It is optional: where it does not compile, mmpsa installs without it.
+    """
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        return {}
+    extension = CppExtension(
+        'mmpsa.ops._cpp_passes',
+        ['mmpsa/ops/csrc/cpp_passes.cpp'],
+        extra_compile_args=['-O3', '-fopenmp', '-fno-math-errno'],
+        extra_link_args=['-fopenmp'],
+        optional=True,
+    )
+    return dict(
+        ext_modules=[extension],
+        cmdclass=dict(build_ext=BuildExtension.with_options(use_ninja=False)),
+    )
+
+
+built = extensions()
 setup(
     version=runpy.run_path(str(ROOT / 'mmpsa/version.py'))['__version__'],
     install_requires=requirements('runtime'),
     extras_require={
         name: requirements(name) for name in ('pose', 'seg', 'dev')
     },
-    cmdclass=dict(build_py=BuildWithMim, develop=DevelopWithMim),
+    ext_modules=built.get('ext_modules'),
+    cmdclass=dict(
+        build_py=BuildWithMim,
+        develop=DevelopWithMim,
+        **built.get('cmdclass', {}),
+    ),
 )

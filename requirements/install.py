@@ -29,6 +29,7 @@ INPUTS = (
     ROOT / 'setup.py',
     ROOT / 'setup.cfg',
     ROOT / 'mmpsa/version.py',
+    ROOT / 'mmpsa/ops/csrc/cpp_passes.cpp',
 )
 
 SUPPORTED = 'CPython 3.11 on Linux x86_64'

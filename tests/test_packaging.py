@@ -98,6 +98,7 @@ class TestPackage:
         (unpacked,) = tree.glob('unpacked/*')
         assert mim_files(unpacked) == mim_files(ROOT)
         assert (unpacked / 'requirements/runtime.txt').exists()
+        assert (unpacked / 'mmpsa/ops/csrc/cpp_passes.cpp').exists()
 
     def test_mim_finds_the_package(self):
         utils = pytest.importorskip('mim.utils')
@@ -194,7 +195,7 @@ class TestSetUpScript:
 
     def test_finished_environment_is_left_alone(self, script, monkeypatch):
         for path in script.INPUTS:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         script.VENV.mkdir()
         calls = []

@@ -1,8 +1,8 @@
 """The block by whichever backend serves it best.
 
-``'reference'`` computes the equations line by line, ``'triton'`` and
-``'torch'`` the collapsed form: one by kernels for GPUs, the other by plain
-torch operations.
+``'reference'`` computes the equations line by line, the others the collapsed
+form: ``'triton'`` by kernels for GPUs, ``'cpp'`` by loops for CPUs,
+``'torch'`` by plain torch operations.
 """
 
 import logging
@@ -17,12 +17,12 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import reference, torch_passes
+from . import cpp_passes, reference, torch_passes
 from .collapsed import collapsed, form_of, has_value_map, weights_of
 from .fused import fused
 
 # One that cannot serve a case hands it on to the next.
-BACKENDS = ('reference', 'triton', 'torch')
+BACKENDS = ('reference', 'triton', 'cpp', 'torch')
 VARIABLE = 'MMPSA_BACKEND'
 
 # Custom operators came with torch 2.4.
@@ -90,6 +90,8 @@ def choose_backend(block: nn.Module, x: Tensor) -> str:
         return 'reference'
     if first != 'torch' and _triton_serves(block, x):
         return 'triton'
+    if first != 'torch' and _cpp_serves(block, x):
+        return 'cpp'
     return 'torch'
 
 
@@ -164,7 +166,23 @@ def _triton_serves(block, x):
         runs
         and x.dtype in _TRITON_DTYPES
         and block.in_channels <= _TRITON_CHANNELS
-        and not has_value_map(form_of(block))
+        and _passes_serve(block, x)
+    )
+
+
+def _cpp_serves(block, x):
+    return (
+        cpp_passes.is_built()
+        and x.device.type == 'cpu'
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and not is_compiling()
+        and _passes_serve(block, x)
+    )
+
+
+def _passes_serve(block, x):
+    return (
+        not has_value_map(form_of(block))
         and x.numel() > 0
         and not _is_transformed()
     )

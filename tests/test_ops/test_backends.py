@@ -11,7 +11,13 @@ from torch.func import functional_call, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from mmpsa import PSA
-from mmpsa.ops import BACKENDS, backends, choose_backend, reference
+from mmpsa.ops import (
+    BACKENDS,
+    backends,
+    choose_backend,
+    cpp_passes,
+    reference,
+)
 
 VALUE_MAP = ('official', 'sequential')
 COLLAPSED = [kind for kind in KINDS if kind != VALUE_MAP]
@@ -45,7 +51,8 @@ def test_variable_counts_when_the_block_is_built(monkeypatch):
 
 
 def test_unknown_backend_is_refused(monkeypatch):
-    allowed = r"must be one of \('reference', 'triton', 'torch'\), got 'cuda'"
+    names = r"'reference', 'triton', 'cpp', 'torch'"
+    allowed = rf"must be one of \({names}\), got 'cuda'"
     with pytest.raises(ValueError, match=f'^backend {allowed}'):
         PSA(4, backend='cuda')
     monkeypatch.setenv('MMPSA_BACKEND', 'cuda')
@@ -56,7 +63,10 @@ def test_unknown_backend_is_refused(monkeypatch):
 @pytest.mark.parametrize('variant, layout', KINDS)
 def test_default_on_the_cpu(variant, layout):
     block = make_block(variant, layout, 8)
-    assert choose_backend(block, images()) == 'torch'
+    collapses = (variant, layout) != VALUE_MAP
+    served = 'cpp' if collapses and cpp_passes.is_built() else 'torch'
+    assert choose_backend(block, images()) == served
+    assert choose_backend(block, images(dtype=torch.float16)) == 'torch'
 
 
 def test_reference_runs_the_equations(monkeypatch):
@@ -77,9 +87,10 @@ def test_reference_runs_the_equations(monkeypatch):
 def test_reference_hands_mixed_and_half_precision_on(dtype, weights):
     block = make_block('paper', 'parallel', 8, backend='reference').to(weights)
     x = images(dtype=dtype)
-    assert choose_backend(block, x) == 'torch'
+    served = choose_backend(block, x)
+    assert served != 'reference'
     expected = block(x)
-    block.backend = 'torch'
+    block.backend = served
     assert torch.equal(block(x), expected)
 
 
@@ -94,12 +105,13 @@ def test_reference_hands_mixed_and_half_precision_on(dtype, weights):
 )
 def test_triton_hands_on_what_it_cannot_serve(kind, x):
     block = make_block(*kind, x.shape[1], backend='triton')
-    assert choose_backend(block, x) == 'torch'
+    assert choose_backend(block, x) in ('cpp', 'torch')
     assert block(x).shape == x.shape
 
 
-def test_without_triton_torch_serves(monkeypatch):
+def test_without_triton_and_extension_torch_serves(monkeypatch):
     monkeypatch.setattr(backends, '_HAS_TRITON', False)
+    monkeypatch.setattr(cpp_passes, 'is_built', lambda: False)
     block = make_block('paper', 'parallel', 8, backend='triton')
     assert choose_backend(block, images()) == 'torch'
     assert block(images()).isfinite().all()
@@ -124,7 +136,7 @@ def test_log_says_once_which_ran(monkeypatch):
 
 
 @pytest.mark.parametrize('variant, layout', COLLAPSED)
-@pytest.mark.parametrize('backend', ['torch', 'triton'])
+@pytest.mark.parametrize('backend', ['torch', 'cpp', 'triton'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')
 def test_saved_for_backward(variant, layout, backend, dtype):
