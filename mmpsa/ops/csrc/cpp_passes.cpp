@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -34,6 +35,52 @@ using Vector = std::vector<float>;
 
 constexpr int64_t kTile = 32 * 1024;  // elements: 128 KiB of a core's cache
 constexpr int64_t kNarrowest = 32;    // positions
+
+// e^x to 2 units in the last place, in a form that compilers vectorise: 2^n e^r
+// with |r| <= ln 2 / 2. NaN stays NaN; what float32 cannot hold is its edge.
+inline float exponential(float x) {
+  x = x < -87.3f ? -87.3f : x;
+  x = x > 88.3f ? 88.3f : x;
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float e = 1.98756915e-4f;
+  e = e * r + 1.39819995e-3f;
+  e = e * r + 8.33345175e-3f;
+  e = e * r + 4.16657962e-2f;
+  e = e * r + 1.66666655e-1f;
+  e = e * r + 5.00000013e-1f;
+  e = e * r * r + r + 1;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return e * power;
+}
+
+// masks = scale · sigmoid(logits)
+FOR_EACH_TARGET void sigmoids(
+    const float* logits, float scale, float* __restrict masks, int64_t count) {
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) {
+    masks[j] = scale / (1 + exponential(-logits[j]));
+  }
+}
+
+// a = e^(factor (logits - top)); returns their sum. The difference comes first:
+// the product may be too large.
+FOR_EACH_TARGET float exponentials(
+    const float* logits,
+    float top,
+    float factor,
+    float* __restrict a,
+    int64_t count) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < count; ++j) {
+    a[j] = exponential((logits[j] - top) * factor);
+    sum += a[j];
+  }
+  return sum;
+}
 
 // A tile as rows of adjacent elements: rows are channels, or positions.
 struct Rows {
@@ -302,8 +349,6 @@ Tensor vectors(const Tensor& x, c10::IntArrayRef sizes) {
   return at::zeros(sizes, x.options().dtype(at::kFloat));
 }
 
-float sigmoid(float z) { return 1 / (1 + std::exp(-z)); }
-
 std::tuple<Tensor, Tensor, Tensor> pool(
     const Tensor& x,
     const Tensor& query,
@@ -340,16 +385,12 @@ std::tuple<Tensor, Tensor, Tensor> pool(
         logit[j] += offset;
         top = std::max(top, logit[j]);
       }
-      // The difference first: the product may be too large.
       const float shrink = std::exp((peak - top) * factor);
       if (shrink != 1) {
         for (int64_t c = 0; c < plan.channels; ++c) context[c] *= shrink;
       }
-      weight *= shrink;
-      for (int64_t j = 0; j < width; ++j) {
-        a[j] = std::exp((logit[j] - top) * factor);
-        weight += a[j];
-      }
+      weight = weight * shrink +
+          exponentials(logit, top, factor, a.data(), width);
       peak = top;
       if (maps.by_channel()) {
         add_products_and_totals(rows, a.data(), context, total);
@@ -410,9 +451,7 @@ std::tuple<Tensor, Tensor> gate(
         } else if (q.defined()) {
           add_products(rows, row_of(q, image), logit);
         }
-        for (int64_t j = 0; j < width; ++j) {
-          mask[j] = mask_scale * sigmoid(logit[j]);
-        }
+        sigmoids(logit, mask_scale, mask.data(), width);
         by_position = mask.data();
       }
       const Rows out = to.place(image, p, width, out_buffer);
@@ -461,9 +500,7 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(
       if (has_spatial) {
         logit = row_of(zs, image) + p;
         dlogit = dlogits.data_ptr<float>() + image * plan.positions + p;
-        for (int64_t j = 0; j < width; ++j) {
-          mask[j] = mask_scale * sigmoid(logit[j]);
-        }
+        sigmoids(logit, mask_scale, mask.data(), width);
         if (sequential) by_position = mask.data();
       }
       if (maps.by_channel()) {
@@ -547,9 +584,7 @@ std::tuple<Tensor, Tensor> input_backward(
       const int64_t width = std::min(plan.width, last - p);
       if (has_spatial) {
         const float* logit = row_of(zs, image) + p;
-        for (int64_t j = 0; j < width; ++j) {
-          mask[j] = mask_scale * sigmoid(logit[j]);
-        }
+        sigmoids(logit, mask_scale, mask.data(), width);
         by_position[0] = mask.data();
         by_position[2] = row_of(dz, image) + p;
       }
