@@ -127,7 +127,6 @@ def test_read_takes_the_last_line_of_a_step(tmp_path, monkeypatch):
     assert [x['loss'] for x in training] == [3.0, 1.0]
     assert validation == [dict(step=100, mIoU=40.0)]
     assert report.scores('seg', 'none', [0, 1]) == [40.0]
-    assert report.seconds('seg', 'none', 0, 0) == 1.5
 
 
 def test_document_shows_what_the_logs_say():

@@ -2,24 +2,24 @@
 
     python -m projects.study.report
 
-Everything comes from the logs in ``projects/study/logs``. In docs/study.md, a
+Everything comes from the logs in ``projects/study/logs`` and from what
+``cost.py`` measured. In docs/study.md, a
 table stands between ``<!-- NAME -->`` and ``<!-- end -->``.
 """
 
 import json
 import re
 import statistics
-import sys
 
 from .runs import (
     ARMS,
+    COSTS,
     LOGS,
     MAIN,
     REPO,
     SEARCH_SEED,
     SEEDS,
     TASKS,
-    config_of,
     name_of,
 )
 
@@ -69,11 +69,6 @@ def spread(values):
     return f'{mean:.1f} ± {deviation:.1f}'
 
 
-def seconds(task, arm, seed, part):
-    """Median seconds of a training (0) or validation (1) iteration."""
-    return statistics.median(x['time'] for x in read(task, arm, seed)[part])
-
-
 def table(head, rows):
     """A Markdown table."""
     rule = ['---', *['--:'] * (len(head) - 1)]
@@ -121,20 +116,28 @@ def search_table():
 
 
 def cost_table(task):
-    """What an arm costs: parameters, GFLOPs, seconds."""
-    sys.path.insert(0, str(REPO / 'tools'))
-    from complexity import complexity_of
-
-    rows = []
-    for arm in ARMS:
-        if not read(task, arm, SEARCH_SEED):
-            continue
-        params, flops = complexity_of(config_of(task, arm, SEARCH_SEED))
-        times = (seconds(task, arm, SEARCH_SEED, part) for part in (0, 1))
-        row = [arm, f'{params / 1e6:.3f}', f'{flops / 1e9:.4f}']
-        rows.append([*row, *(f'{time:.3f}' for time in times)])
+    """What an arm costs, from ``cost.py``."""
+    costs = json.loads(COSTS.read_text())[task]
+    base = costs['none']
+    rows = [
+        [
+            arm,
+            f'{cost["params"] / 1e6:.3f}',
+            f'{cost["flops"] / 1e9:.4f}',
+            *(
+                text
+                for step in ('train', 'test')
+                for text in (
+                    f'{1e3 * cost[step]:.0f}',
+                    f'{cost[step] / base[step]:.2f}',
+                )
+            ),
+        ]
+        for arm, cost in costs.items()
+    ]
     head = ['arm', 'parameters, M', 'GFLOPs']
-    return table([*head, 's / training iteration', 's / test batch'], rows)
+    head += ['training step, ms', '÷ none', 'test step, ms', '÷ none']
+    return table(head, rows)
 
 
 def draw_curves():
@@ -171,9 +174,11 @@ def draw_curves():
 
 
 def tables():
-    """The tables of docs/study.md that come from logs alone, by name."""
-    found = {f'{task}: comparison': main_table(task) for task in TASKS}
-    found['search'] = search_table()
+    """The tables of docs/study.md, by name."""
+    found = {'search': search_table()}
+    for task in TASKS:
+        found[f'{task}: comparison'] = main_table(task)
+        found[f'{task}: cost'] = cost_table(task)
     return found
 
 
@@ -195,9 +200,7 @@ def fill(text, content):
 
 def main():
     """Bring docs/study.md up to date."""
-    content = tables()
-    content.update({f'{task}: cost': cost_table(task) for task in TASKS})
-    DOCUMENT.write_text(fill(DOCUMENT.read_text(), content))
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(), tables()))
     draw_curves()
 
 

@@ -7,6 +7,7 @@ from mmengine.config import Config
 STUDY = Path(__file__).resolve().parent
 REPO = STUDY.parents[1]
 LOGS = STUDY / 'logs'
+COSTS = STUDY / 'cost.json'
 
 TASKS = {  # name: the shipped config of its baseline
     'pose': 'configs/pose/lspet/td-hm_res18-w32_1xb32-10e_lspet-128x96',

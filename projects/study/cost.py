@@ -1,0 +1,90 @@
+"""Measure what each arm costs, the arms in turn, on one core.
+
+    python -m projects.study.cost
+
+Parameters, GFLOPs, and the median seconds of a training step and of a test
+step on the study's own batches go to ``projects/study/cost.json``. Needs the
+data, and a machine that does nothing else.
+"""
+
+import copy
+import json
+import statistics
+import sys
+import time
+
+import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+
+from .runs import ARMS, COSTS, REPO, TASKS, config_of
+
+ROUNDS = 9
+
+
+def batch_of(loader, seed=0):
+    """The first batch of a data loader's config."""
+    loader = dict(loader, num_workers=0, persistent_workers=False)
+    return next(iter(Runner.build_dataloader(loader, seed=seed)))
+
+
+def steps_of(task, arm):
+    """A training step and a test step, as functions of their batches."""
+    cfg = config_of(task, arm, seed=0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    model.to(memory_format=torch.channels_last)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+
+    def train(batch):
+        model.train()
+        model.train_step(batch, wrapper)
+
+    def test(batch):
+        model.eval()
+        with torch.no_grad():
+            model.test_step(batch)
+
+    return train, test
+
+
+def seconds(task):
+    """Median seconds of both steps, by arm."""
+    cfg = config_of(task, 'none', seed=0)
+    times = {arm: ([], []) for arm in ARMS}
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        loaders = cfg.train_dataloader, cfg.test_dataloader
+        batches = [batch_of(loader) for loader in loaders]
+        steps = {arm: steps_of(task, arm) for arm in ARMS}
+        for arm in (*ARMS, *list(ARMS) * ROUNDS):  # a round to warm up
+            for step, batch, found in zip(steps[arm], batches, times[arm]):
+                batch = copy.deepcopy(batch)
+                start = time.perf_counter()
+                step(batch)
+                found.append(time.perf_counter() - start)
+    return {
+        arm: [statistics.median(found[1:]) for found in both]
+        for arm, both in times.items()
+    }
+
+
+def main():
+    """Measure all arms of all tasks."""
+    sys.path.insert(0, str(REPO / 'tools'))
+    from complexity import complexity_of
+
+    torch.set_num_threads(1)
+    costs = {}
+    for task in TASKS:
+        for arm, (train, test) in seconds(task).items():
+            cfg = config_of(task, arm, seed=0)
+            params, flops = complexity_of(cfg)
+            costs.setdefault(task, {})[arm] = dict(
+                params=params, flops=flops, train=train, test=test
+            )
+    COSTS.write_text(json.dumps(costs, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
