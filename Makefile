@@ -1,6 +1,6 @@
 PYTHON ?= python3.11
 
-.PHONY: help env quickstart test lint format zoo-check clean
+.PHONY: help env quickstart benchmark test lint format zoo-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -12,6 +12,9 @@ env:  ## make .venv, pinned and tested versions of everything
 
 quickstart: env  ## data, training, evaluation, a table and a picture
 	.venv/bin/python tools/quickstart.py
+
+benchmark: env  ## time and memory of PSA, SE and others
+	.venv/bin/python tools/benchmark.py
 
 test: lint  ## lint and run the tests
 	.venv/bin/python -m pytest
