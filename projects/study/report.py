@@ -95,20 +95,23 @@ def main_table(task):
 
 
 def search_table():
-    """One run an arm, of the seed that nothing else is judged by."""
+    """The runs of the seed that nothing else is judged by."""
     tasks = {
         task: scores(task, 'none', [SEARCH_SEED])[0]
         for task in TASKS
         if read(task, 'none', SEARCH_SEED)
     }
+    if not tasks:
+        return 'Nothing was run yet.'
     rows = []
     for arm in ARMS:
         row = [arm]
         for task, base in tasks.items():
             values = scores(task, arm, [SEARCH_SEED])
             gain = f'{values[0] - base:+.1f}' if values else ''
-            row += [f'{values[0]:.1f}' if values else 'not run', gain]
-        rows.append(row)
+            row += [f'{values[0]:.1f}' if values else '', gain]
+        if any(row[1:]):
+            rows.append(row)
     head = ['arm']
     for task in tasks:
         head += [METRICS[task][0], 'over none']
