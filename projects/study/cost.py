@@ -18,6 +18,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
+import mmpsa  # noqa: F401  (plugins in backbones)
+
+from . import modules  # noqa: F401  (types that the configs name)
 from .runs import ARMS, COSTS, REPO, TASKS, config_of
 
 ROUNDS = 9
