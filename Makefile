@@ -20,7 +20,7 @@ test: lint  ## lint and run the tests
 	.venv/bin/python -m pytest
 
 lint: env  ## check style and format
-	.venv/bin/python -m ruff check
+	.venv/bin/python -m ruff check --no-cache
 	.venv/bin/python -m ruff format --check
 
 format: env  ## mend style and format

@@ -10,7 +10,7 @@ checkpoint computes what the old one does, exactly::
 
 import argparse
 
-from checkpoints import build_model, load, read, show, write
+from state_dicts import build_model, load, read, show, write
 
 from mmpsa import PolarizedSelfAttention
 

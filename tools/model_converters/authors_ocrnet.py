@@ -13,7 +13,7 @@ With a config, the result is checked against its model.
 
 import argparse
 
-from checkpoints import check, read, show, variants, write
+from state_dicts import check, read, show, variants, write
 
 _CONTEXT = 'ocr.ocr_distri_head.object_context_block'
 _OUR_CONTEXT = 'decode_head.1.object_context_block'

@@ -16,7 +16,7 @@ import argparse
 import re
 from collections import OrderedDict
 
-from checkpoints import INCOMPATIBLE, check, read, show, variants, write
+from state_dicts import INCOMPATIBLE, check, read, show, variants, write
 
 from mmpsa import PolarizedSelfAttention
 
