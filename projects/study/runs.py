@@ -56,13 +56,15 @@ LR_MULT = {'psa-p_lr0.1': 0.1, 'psa-p_lr3': 3.0}
 SEEDS = (0, 1, 2)  # of the comparison
 SEARCH_SEED = 10
 MAIN = ('none', 'se', 'psa-p', 'psa-s')
+CONFIRM = (('pose', 'psa-p_conv2'),)  # what the search found promising
 
 
 def plan():
     """Every run of the study, (task, arm, seed), the most telling first."""
     main = [(arm, seed) for seed in SEEDS for arm in MAIN]
     runs = [(task, *run) for run in main for task in (*TASKS, SHORT)]
-    return runs + [(task, arm, SEARCH_SEED) for arm in ARMS for task in TASKS]
+    runs += [(task, arm, SEARCH_SEED) for arm in ARMS for task in TASKS]
+    return runs + [(*found, seed) for found in CONFIRM for seed in SEEDS]
 
 
 def name_of(task, arm, seed):
