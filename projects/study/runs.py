@@ -62,7 +62,8 @@ CONFIRM = (('pose', 'psa-p_conv2'),)  # what the search found promising
 def plan():
     """Every run of the study, (task, arm, seed), the most telling first."""
     main = [(arm, seed) for seed in SEEDS for arm in MAIN]
-    runs = [(task, *run) for run in main for task in (*TASKS, SHORT)]
+    runs = [(task, *run) for run in main for task in TASKS]
+    runs += [(SHORT, arm, seed) for seed in SEEDS for arm in ARMS]
     runs += [(task, arm, SEARCH_SEED) for arm in ARMS for task in TASKS]
     return runs + [(*found, seed) for found in CONFIRM for seed in SEEDS]
 
