@@ -1,9 +1,10 @@
 PYTHON ?= python3.11
 
-.PHONY: help env quickstart benchmark test lint format zoo-check clean
+.PHONY: help env quickstart benchmark test upstream-tests lint \
+  format zoo-check clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 env:  ## make .venv, pinned and tested versions of everything
 	@command -v $(PYTHON) >/dev/null || \
@@ -18,6 +19,9 @@ benchmark: env  ## time and memory of PSA, SE and others
 
 test: lint  ## lint and run the tests
 	.venv/bin/python -m pytest
+
+upstream-tests: env  ## run upstream's tests, without and with mmpsa
+	.venv/bin/python tools/upstream_tests.py
 
 lint: env  ## check style and format
 	.venv/bin/python -m ruff check --no-cache
