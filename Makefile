@@ -1,9 +1,12 @@
 PYTHON ?= python3.11
 
-.PHONY: help env quickstart benchmark test lint format zoo-check clean
+BLOCK = .venv-torch$(TORCH)
+
+.PHONY: help env quickstart benchmark test test-block upstream-tests lint \
+  format zoo-check clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 env:  ## make .venv, pinned and tested versions of everything
 	@command -v $(PYTHON) >/dev/null || \
@@ -19,6 +22,18 @@ benchmark: env  ## time and memory of PSA, SE and others
 test: lint  ## lint and run the tests
 	.venv/bin/python -m pytest
 
+test-block:  ## test the block alone on another torch, TORCH=2.1.2
+	$(PYTHON) -m venv $(BLOCK)
+	$(BLOCK)/bin/pip install -q torch==$(TORCH) -r requirements/block.txt
+	rm -rf build  # it may hold the C++ extension for another torch
+	$(BLOCK)/bin/pip install -q --no-deps --no-build-isolation \
+	  --force-reinstall .
+	$(BLOCK)/bin/pytest -o pythonpath=tests tests/test_ops \
+	  tests/test_models/test_polarized_self_attention.py
+
+upstream-tests: env  ## run upstream's tests, without and with mmpsa
+	.venv/bin/python tools/upstream_tests.py
+
 lint: env  ## check style and format
 	.venv/bin/python -m ruff check --no-cache
 	.venv/bin/python -m ruff format --check
@@ -31,4 +46,4 @@ zoo-check: env  ## evaluate the published checkpoints (needs data/)
 	.venv/bin/python tools/zoo_check.py
 
 clean:  ## remove .venv and everything built
-	rm -rf .venv build dist mmpsa.egg-info mmpsa/.mim
+	rm -rf .venv .venv-* build dist mmpsa.egg-info mmpsa/.mim

@@ -10,6 +10,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
+# torch.compiler is what older ones lack.
+OLDEST_TORCH = '2.1'
 # First version tested, first version not tested.
 VERSIONS = {
     'mmengine': ('0.10.0', '0.11.0'),
@@ -26,12 +28,18 @@ def installed_codebases() -> List[str]:
 
 
 def check_versions() -> None:
-    """Refuse versions of OpenMMLab packages that were not tested.
+    """Refuse a torch that is too old, OpenMMLab packages that are untested.
 
     Raises:
-        ImportError: If mmengine, mmcv or an installed codebase lies outside
-            its range in ``VERSIONS``.
+        ImportError: If torch is older than ``OLDEST_TORCH``, or if mmengine,
+            mmcv or an installed codebase lies outside its range in
+            ``VERSIONS``.
     """
+    if digit_version(torch.__version__) < digit_version(OLDEST_TORCH):
+        raise ImportError(
+            f'mmpsa works with torch >={OLDEST_TORCH}; '
+            f'torch {torch.__version__} is installed'
+        )
     # mmengine and mmcv first: the codebases assert theirs at import.
     for name in ('mmengine', 'mmcv', *installed_codebases()):
         version = import_module(name).__version__

@@ -42,6 +42,13 @@ def test_refuses_untested_versions(name, side, monkeypatch):
         compatibility.check_versions()
 
 
+@pytest.mark.parametrize('version', ['1.13.1+cu117', '2.0.1'])
+def test_refuses_old_torch(version, monkeypatch):
+    monkeypatch.setattr(torch, '__version__', version)
+    with pytest.raises(ImportError, match=r'torch >=2.1; torch .* installed'):
+        compatibility.check_versions()
+
+
 LOADED = (
     '\nprint(sorted(m for m in ("mmpose.models", "mmseg.models", "mmdet")'
     ' if m in sys.modules))'

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import mmpsa
-from mmpsa.compatibility import VERSIONS
+from mmpsa.compatibility import OLDEST_TORCH, VERSIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / 'requirements/install.py'
@@ -57,6 +57,7 @@ class TestRequirements:
         }
         for name, (low, high) in VERSIONS.items():
             assert ranges[name] == Requirement(f'x>={low},<{high}').specifier
+        assert ranges['torch'] == Requirement(f'x>={OLDEST_TORCH}').specifier
 
 
 class TestPackage:

@@ -1,13 +1,29 @@
 """What mmengine's runner does to a model with plugins in its backbone."""
 
 import copy
+from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import AUTOCAST_DTYPES, BACKBONES, Probe, build, images, positions
-from mmengine.model import BaseModel, MMDistributedDataParallel
-from mmengine.registry import MODELS
+from helpers import (
+    AUTOCAST_DTYPES,
+    BACKBONES,
+    Probe,
+    build,
+    images,
+    positions,
+    randomise,
+)
+from mmengine.evaluator import BaseMetric
+from mmengine.model import (
+    BaseModel,
+    MMDistributedDataParallel,
+    convert_sync_batchnorm,
+)
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from mmengine.registry import METRICS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -24,6 +40,17 @@ class Toy(BaseModel):
     def forward(self, x, mode='tensor'):
         out = self.head(self.backbone(torch.stack(list(x)))[-1])
         return dict(loss=(out - 1).pow(2).mean()) if mode == 'loss' else out
+
+
+@METRICS.register_module()
+class Sum(BaseMetric):
+    """Of the outputs: whatever changes, it changes."""
+
+    def process(self, data_batch, data_samples):
+        self.results += [out.double().sum().item() for out in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(sum=sum(results))
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -53,19 +80,25 @@ def model_cfg(codebase, name):
     return dict(type='Toy', backbone=dict(backbone, _scope_=codebase))
 
 
-def run(work_dir, epochs, model, **kwargs):
+def pictures(batch_size):
+    return dict(
+        batch_size=batch_size,
+        dataset=Pictures(),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='pseudo_collate'),
+    )
+
+
+def run(work_dir, epochs, model, batch_size=4, wrapper=None, **kwargs):
     """Train on the pictures; the same data order in every run."""
     runner = Runner(
         model,
         str(work_dir),
-        train_dataloader=dict(
-            batch_size=4,
-            dataset=Pictures(),
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            collate_fn=dict(type='pseudo_collate'),
-        ),
+        train_dataloader=pictures(batch_size),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type='Adam', lr=1e-2)),
+        optim_wrapper=dict(
+            dict(optimizer=dict(type='Adam', lr=1e-2)), **(wrapper or {})
+        ),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
         custom_hooks=[dict(type='EMAHook', momentum=0.5)],
         randomness=dict(seed=0),
@@ -97,9 +130,14 @@ def test_train_save_resume(codebase, name, tmp_path):
     assert a.keys() == b.keys()
     assert a['backbone.layer1.0.psa.mask_scale'] == 2
     for key in a:
-        torch.testing.assert_close(a[key], b[key], msg=key)
+        assert torch.equal(a[key], b[key]), key
 
-    file = torch.load(tmp_path / 'whole' / 'epoch_2.pth', map_location='cpu')
+    file, again = (
+        torch.load(tmp_path / name / 'epoch_2.pth', map_location='cpu')
+        for name in ('whole', 'cut')
+    )
+    for key, value in file['ema_state_dict'].items():
+        assert torch.equal(value, again['ema_state_dict'][key]), key
     averaged = {
         key[len('module.') :]: value
         for key, value in file['ema_state_dict'].items()
@@ -110,23 +148,171 @@ def test_train_save_resume(codebase, name, tmp_path):
     assert not torch.equal(averaged[changed], file['state_dict'][changed])
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    dist.init_process_group(
-        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
-    )
-    yield
-    dist.destroy_process_group()
-
-
-def test_wrapped_for_distributed_training(process_group):
-    """Every parameter of a plugin takes part, none is left over."""
+def still_norms(**kwargs):
+    """A model whose norms do not look at the batch."""
     cfg = model_cfg('mmpose', 'ResNet18')
-    cfg['backbone'].pop('norm_cfg')
-    model = MODELS.build(cfg)
-    wrapped = MMDistributedDataParallel(model)
-    for _ in range(2):
-        wrapped(images(), mode='loss')['loss'].backward()
+    cfg['backbone'].update(norm_eval=True, norm_cfg=dict(type='BN'), **kwargs)
+    cfg['backbone']['plugins'][0]['cfg'].pop('identity_init')
+    return cfg
+
+
+SGD = dict(optimizer=dict(type='SGD', lr=1))
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+    """A checkpoint from which every gradient counts.
+
+    With torch's own initialisation: the backbone's is next to nothing.
+    """
+    path = tmp_path_factory.mktemp('start') / 'start.pth'
+    torch.manual_seed(0)
+    model = MODELS.build(still_norms())
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return path
+
+
+def changes(work_dir, start, model, **kwargs):
+    """What an epoch of training adds to the parameters."""
+    runner = run(work_dir, 1, model, load_from=str(start), **kwargs)
+    before = torch.load(start)['state_dict']
+    return {
+        key: parameter.detach() - before[key]
+        for key, parameter in runner.model.named_parameters()
+    }
+
+
+@pytest.fixture(scope='module')
+def in_one_batch(start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('one')
+    expected = changes(folder, start, still_norms(), batch_size=8, wrapper=SGD)
+    # A constant added to the logits of a softmax changes nothing.
+    assert all(c.any() for key, c in expected.items() if 'ch_wq.b' not in key)
+    return expected
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_accumulated_gradients(with_cp, start, in_one_batch, tmp_path):
+    """Two batches of four are one of eight, checkpointed or not."""
+    model = still_norms(with_cp=with_cp)
+    wrapper = dict(SGD, accumulative_counts=2)
+    found = changes(tmp_path, start, model, wrapper=wrapper)
+    for key, expected in in_one_batch.items():
+        torch.testing.assert_close(found[key], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_mixed_precision(start, in_one_batch, tmp_path, monkeypatch):
+    """mmengine's wrapper, which runs on a CPU but does not say so."""
+    monkeypatch.setattr(
+        amp_optimizer_wrapper, 'is_cuda_available', lambda: True
+    )
+    amp = dict(SGD, type='AmpOptimWrapper', dtype='bfloat16')
+    found = changes(tmp_path, start, still_norms(), batch_size=8, wrapper=amp)
+    for part in ('conv', 'bn', 'psa', 'probe'):
+        ours, expected = (
+            torch.cat(
+                [c.flatten() for key, c in changed.items() if part in key]
+            )
+            for changed in (found, in_one_batch)
+        )
+        assert ours.dtype == torch.float32
+        # bfloat16 has three digits, and each layer rounds to them.
+        assert 0 < (ours - expected).norm() < 0.2 * expected.norm()
+
+
+@pytest.mark.parametrize('codebase', ['mmpose', 'mmseg'])
+@pytest.mark.parametrize('layout', ['parallel', 'sequential'])
+def test_fine_tuning_starts_at_the_checkpoint(codebase, layout, tmp_path):
+    """The metric before the first step is the checkpoint's, exactly."""
+    metrics = []
+    psa = dict(type='PSA', layout=layout, identity_init=True)
+    for plugins in (None, [dict(cfg=psa, position='after_conv1')]):
+        cfg = model_cfg(codebase, 'ResNet18')
+        cfg['backbone']['plugins'] = plugins
+        checkpoint = tmp_path / 'checkpoint.pth'
+        if plugins is None:
+            torch.save(randomise(MODELS.build(cfg)).state_dict(), checkpoint)
+        runner = Runner(
+            cfg,
+            str(tmp_path),
+            load_from=str(checkpoint),
+            val_dataloader=pictures(4),
+            val_cfg=dict(),
+            val_evaluator=dict(type='Sum'),
+            default_scope='mmengine',
+            experiment_name=f'{codebase}-{layout}-{bool(plugins)}',
+        )
+        metrics.append(runner.val()['sum'])
+    assert metrics[0] == metrics[1] != 0
+
+
+@contextmanager
+def process_group(folder, rank=0, world_size=1):
+    dist.init_process_group(
+        'gloo',
+        init_method=f'file://{folder}/store',
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(minutes=2),
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def gradients(model, x):
+    model(x, mode='loss')['loss'].backward()
+    return {key: p.grad for key, p in model.named_parameters()}
+
+
+def distributed_gradients(rank, folder):
+    """What one process of two has after a step with its half of a batch."""
+    with process_group(folder, rank, world_size=2):
+        torch.manual_seed(rank)
+        model = MODELS.build(still_norms()).train()
+        wrapped = MMDistributedDataParallel(model)
+        gradients(wrapped, images(batch=4)[2 * rank : 2 * rank + 2])
+    return model
+
+
+def test_two_processes_are_one_with_both_batches(tmp_path):
+    other = torch.multiprocessing.get_context('spawn').Process(
+        target=distributed_gradients, args=(1, tmp_path), daemon=True
+    )
+    other.start()
+    model = distributed_gradients(0, tmp_path)
+    other.join()
+    assert other.exitcode == 0
+    found = {key: p.grad for key, p in model.named_parameters()}
+    model.zero_grad()
+    for key, expected in gradients(model, images(batch=4)).items():
+        torch.testing.assert_close(
+            found[key], expected, rtol=1e-4, atol=1e-8, msg=key
+        )
+
+
+def test_sync_batchnorm():
+    """Converted, as for several GPUs, it trains as BN does."""
+    cfg = model_cfg('mmpose', 'ResNet18')
+    cfg['backbone']['norm_cfg'] = dict(type='BN')
+    model = randomise(MODELS.build(cfg))
+    synced = convert_sync_batchnorm(copy.deepcopy(model))
+    expected = gradients(model, images())
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in synced.modules())
+    found = gradients(synced, images())
+    assert {m.calls for m in synced.modules() if isinstance(m, Probe)} == {1}
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], msg=key)
+
+
+def test_wrapped_for_distributed_training(tmp_path):
+    """Every parameter of a plugin takes part, none is left over."""
+    model = MODELS.build(still_norms())
+    with process_group(tmp_path):
+        wrapped = MMDistributedDataParallel(model)
+        for _ in range(2):
+            wrapped(images(), mode='loss')['loss'].backward()
     probes = [m for m in model.modules() if isinstance(m, Probe)]
     assert {p.calls for p in probes} == {2}
     for key, parameter in model.named_parameters():

@@ -1,0 +1,137 @@
+"""Whole models with PSA, exported by each of torch's ways."""
+
+import copy
+from importlib import import_module
+
+import onnxruntime
+import pytest
+import torch
+from helpers import BACKBONES, images, randomise
+from mmseg.models.utils import Upsample
+from torch import nn
+
+MODELS = {
+    'mmpose': dict(
+        type='TopdownPoseEstimator',
+        head=dict(
+            type='HeatmapHead',
+            in_channels=4,
+            out_channels=3,
+            deconv_out_channels=None,
+            loss=dict(type='KeypointMSELoss'),
+        ),
+    ),
+    'mmseg': dict(
+        type='EncoderDecoder',
+        decode_head=dict(
+            type='FCNHead',
+            in_channels=[4, 8],
+            in_index=[0, 1],
+            input_transform='resize_concat',
+            channels=8,
+            num_classes=3,
+        ),
+    ),
+}
+PLUGINS = [dict(cfg=dict(type='PSA'), position='after_conv1')]
+
+
+class Tensors(nn.Module):
+    """A model without the data samples, which exporters do not take."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x, None, mode='tensor')
+
+
+@pytest.fixture(scope='module', params=MODELS)
+def model(request):
+    codebase = request.param
+    backbone = copy.deepcopy(BACKBONES[codebase]['HRNet'])
+    # Two branches all along: exporters are slow.
+    extra = backbone['extra']
+    extra.update(stage3=extra['stage2'], stage4=extra['stage2'])
+    backbone['plugins'] = PLUGINS
+    cfg = dict(copy.deepcopy(MODELS[codebase]), backbone=backbone)
+    registry = import_module(f'{codebase}.registry').MODELS
+    model = registry.build(dict(cfg, _scope_=codebase))
+    return Tensors(randomise(model)).eval().requires_grad_(False)
+
+
+def scale_upsampling(model):
+    """mmseg's HRNet computes sizes as Python numbers, which fixes them."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, Upsample):
+                scaled = nn.Upsample(
+                    scale_factor=child.scale_factor,
+                    mode=child.mode,
+                    align_corners=child.align_corners,
+                )
+                setattr(module, name, scaled)
+    return model
+
+
+@pytest.fixture(scope='module')
+def dynamic(model):
+    """Exported for any batch, and any height and width that HRNet takes."""
+    sides = {
+        i: 32 * torch.export.Dim(name, max=64)
+        for i, name in ((2, 'h'), (3, 'w'))
+    }
+    shapes = ({0: torch.export.Dim('n', max=64), **sides},)
+    scaled = scale_upsampling(copy.deepcopy(model))
+    return torch.export.export(scaled, (images(),), dynamic_shapes=shapes)
+
+
+OTHER = torch.rand(3, 3, 96, 64, generator=torch.Generator().manual_seed(2))
+
+
+def same(ours, expected, tolerance=1e-5):
+    torch.testing.assert_close(
+        torch.as_tensor(ours), expected, rtol=tolerance, atol=tolerance
+    )
+
+
+def onnx_of(program, path):
+    program.save(path)
+    (opset,) = program.model_proto.opset_import
+    assert opset.version >= 17
+    session = onnxruntime.InferenceSession(path)
+    (name,) = (given.name for given in session.get_inputs())
+    return lambda x: session.run(None, {name: x.numpy()})[0]
+
+
+def test_trace(model):
+    x = images()
+    traced = torch.jit.trace(model, x)
+    for x in (x, images(batch=3)):
+        same(traced(x), model(x))
+
+
+def test_compile_without_graph_breaks(model):
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    same(compiled(images()), model(images()))
+
+
+def test_export(model, dynamic):
+    exported = dynamic.module()
+    for x in (images(), OTHER):
+        same(exported(x), model(x))
+
+
+def test_onnx(model, tmp_path):
+    x = images()
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    same(onnx_of(program, tmp_path / 'fixed.onnx')(x), model(x), 1e-4)
+
+
+def test_onnx_of_any_size(model, dynamic, tmp_path):
+    program = torch.onnx.export(dynamic, dynamo=True, verbose=False)
+    run = onnx_of(program, tmp_path / 'dynamic.onnx')
+    for x in (images(), OTHER):
+        same(run(x), model(x), 1e-4)
