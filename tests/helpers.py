@@ -5,9 +5,9 @@ from functools import partial
 from importlib import import_module
 
 import torch
-from backbones import BACKBONES
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import digit_version
+from small_backbones import BACKBONES
 from torch import nn
 
 from mmpsa import PolarizedSelfAttention  # registers the backbones too

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from backbones import BACKBONES
 from helpers import build as build_backbone
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -25,6 +24,7 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
+from small_backbones import BACKBONES
 from torch import nn
 
 from mmpsa.visualization import (

@@ -413,6 +413,118 @@ REFUSED = [
         ValueError,
         'cannot be built for layer1.0 with in_channels=8: .*ratio',
     ),
+    # what could be taken for plugins
+    ('PSA', TypeError, 'plugins must be a list of dicts, got str'),
+    (True, TypeError, 'plugins must be a list of dicts, got bool'),
+    (3, TypeError, 'plugins must be a list of dicts, got int'),
+    (iter([probe('after_conv1')]), TypeError, 'plugins must be a list'),
+    ([None], TypeError, r'plugins\[0\] must be a dict, got NoneType'),
+    ([[probe('after_conv1')]], TypeError, r'plugins\[0\] must be a dict'),
+    ([probe('after_conv1'), 1], TypeError, r'plugins\[1\] must be a dict'),
+    ([{}], ValueError, r"plugins\[0\] lacks the key 'cfg'"),
+    ([{**probe('after_conv1'), 1: 2}], ValueError, 'unknown key 1;'),
+    # … for a position
+    *(
+        ([probe(position)], ValueError, r"\['position'\] must be one of")
+        for position in (
+            'after_conv0',
+            'after_conv4',
+            'after_conv-1',
+            'AFTER_CONV1',
+            'conv1',
+            'after_conv1 ',
+            'outputs',
+            '',
+            None,
+            1,
+            ['after_conv1'],
+            ('after_conv1', 'after_conv2'),
+        )
+    ),
+    # … for stages
+    *(
+        (
+            [probe('after_conv1', stages=stages)],
+            ValueError,
+            r"\['stages'\] must be 4 booleans, one for each stage of",
+        )
+        for stages in (
+            (1, 0, 1, 1),
+            ('True',) * 4,
+            'True',
+            '1111',
+            True,
+            4,
+            (),
+            (True,) * 5,
+            (True, True, True, None),
+            (1.0,) * 4,
+            {0: True, 1: True, 2: True, 3: True},
+        )
+    ),
+    (
+        [probe('output', stages=(True,) * 4)],
+        ValueError,
+        r"\['stages'\] must be 1 booleans, one for each output of the back",
+    ),
+    (
+        [probe('after_stage', stages=(1,) * 4)],
+        ValueError,
+        r"\['stages'\] must be 4 booleans",
+    ),
+    # … for a cfg
+    *(
+        ([dict(cfg=cfg, position='after_conv1')], error, message)
+        for cfg, error, message in (
+            ({}, ValueError, r"\['cfg'\] lacks the key 'type'"),
+            (None, TypeError, r"\['cfg'\] must be a dict, got NoneType"),
+            ([('type', 'PSA')], TypeError, r"\['cfg'\] must be a dict"),
+            (dict(type=None), TypeError, r"\['type'\] must be a registered"),
+            (dict(type=5), TypeError, r"\['type'\] must be a registered"),
+            (dict(type=['PSA']), TypeError, r"\['type'\] must be a regist"),
+            (dict(type=''), ValueError, r"\['cfg'\] cannot be built"),
+            (dict(type='psa'), ValueError, r"\['cfg'\] cannot .*psa"),
+            (dict(type='mmseg.Nope'), ValueError, r"\['cfg'\] .*Nope"),
+            (dict(type='ResNet'), ValueError, r"\['cfg'\] cannot be built"),
+            (dict(type='BN'), ValueError, r"\['cfg'\] cannot be built"),
+            (dict(type=nn.ReLU), ValueError, r"\['cfg'\] cannot be built"),
+            (dict(type='PSA', layout='both'), ValueError, 'layout must be'),
+            (dict(type='PSA', layout=None), ValueError, 'layout must be'),
+            (dict(type='PSA', variant='x'), ValueError, 'variant must be'),
+            (dict(type='PSA', in_channels=8), ValueError, 'in_channels'),
+            (dict(type='PSA', backend='gpu'), ValueError, 'backend'),
+            (
+                dict(type='PSA', variant='official', layout='channel'),
+                ValueError,
+                'layout must be one of',
+            ),
+            (
+                dict(type='PSA', variant='official', identity_init=True),
+                ValueError,
+                'identity_init needs',
+            ),
+            (
+                dict(type='PSA', identity_init='no'),
+                ValueError,
+                "identity_init must be a bool, got 'no'",
+            ),
+            (dict(type='PSA', _scope_=1), TypeError, r"\['_scope_'\] must"),
+            *(
+                (
+                    dict(type='PSA', postfix=postfix),
+                    ValueError,
+                    r"\['postfix'\] must be an int or a str",
+                )
+                for postfix in (-1, True, 'a.b', 'a b', None, ['1'])
+            ),
+        )
+    ),
+    # … and for two that go together
+    (
+        [probe('output'), probe('after_conv1'), probe('output')],
+        ValueError,
+        r"plugins\[2\]: the name 'probe' is taken in output.0",
+    ),
 ]
 
 

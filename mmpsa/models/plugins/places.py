@@ -97,7 +97,7 @@ class Places:
 
     def __init__(self, backbone: nn.Module):
         self._backbone = backbone
-        self._stages = find_stages(backbone)
+        self.stages = find_stages(backbone)
 
     def find(self, position: str) -> List[Union[List[Place], str]]:
         """For each stage (or output) its places, or why it has none.
@@ -109,9 +109,9 @@ class Places:
             places = self._maps([''], OUTPUT)
             found = [places] if isinstance(places, str) else [*zip(places)]
         elif position == AFTER_STAGE:
-            found = [self._maps(names, position) for names in self._stages]
+            found = [self._maps(names, position) for names in self.stages]
         else:
-            found = [self._blocks(names, position) for names in self._stages]
+            found = [self._blocks(names, position) for names in self.stages]
         if all(isinstance(places, str) for places in found):
             name = type(self._backbone).__name__
             reason = found[0] if found else 'its stages are not known'
@@ -143,10 +143,7 @@ class Places:
             except ValueError as error:
                 return str(error)
             if not widths:
-                return (
-                    f'{name or "it"} does not return N×C×H×W maps, the same '
-                    'in training and in evaluation'
-                )
+                return f'{name or "it"} returns no N×C×H×W maps of fixed width'
             places += [
                 MapPlace(self._backbone, name, position, widths, i)
                 for i in range(len(widths))
@@ -155,4 +152,4 @@ class Places:
 
     @cached_property
     def _widths(self):
-        return find_widths(self._backbone, ['', *sum(self._stages, [])])
+        return find_widths(self._backbone, ['', *sum(self.stages, [])])
