@@ -2,8 +2,6 @@
 
 import re
 
-from mmengine.config.lazy import LazyObject
-
 from .places import OUTPUT, POSITIONS
 
 KEYS = ('cfg', 'stages', 'position')
@@ -44,7 +42,7 @@ def check_plugins(plugins):
                 f"{where}['cfg'] lacks the key 'type', got {dict(cfg)}"
             )
         kind, scope = cfg['type'], cfg.get('_scope_')
-        if not isinstance(kind, (str, type, LazyObject)):
+        if not isinstance(kind, (str, type)):
             raise TypeError(
                 f"{where}['cfg']['type'] must be a registered name or a "
                 f'class, got {kind!r}'
