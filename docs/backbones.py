@@ -18,7 +18,8 @@ from small_backbones import BACKBONES  # noqa: E402
 
 PAGE = """# Positions of every backbone
 
-Written by `python docs/backbones.py`, from the registries. A number after a
+Written by `python docs/backbones.py`, from the registries, with all four
+codebases installed. A number after a
 name is a depth; a word, a kind of block. What the positions mean:
 [plugins.md](plugins.md).
 
@@ -34,29 +35,24 @@ first of them. `output` has a flag for each map instead, as many as
 HEAD = f'| backbone | stages | {" | ".join(f"`{p}`" for p in POSITIONS)} | |'
 
 
-def page():
-    """The text of the page."""
-    MMLogger.get_current_instance().setLevel('ERROR')
-    parts, totals = [PAGE], []
-    for codebase in CODEBASES:
-        rows = {
-            name: row_of(codebase, cfg)
-            for name, cfg in sorted(BACKBONES[codebase].items())
-        }
-        taken = [
-            sum(row[1 + i] not in '–?' for row in rows.values())
-            for i in range(len(POSITIONS))
+def section(codebase):
+    """A codebase's table; its last row counts those with each position."""
+    rows = {
+        name: row_of(codebase, cfg)
+        for name, cfg in sorted(BACKBONES[codebase].items())
+    }
+    taken = [
+        str(sum(row[1 + i] not in '–?' for row in rows.values()))
+        for i in range(len(POSITIONS))
+    ]
+    rows[f'**{len(rows)} rows**'] = ['', *taken, '']
+    return '\n'.join(
+        [
+            f'\n## {codebase}\n\n{HEAD}\n|---|{"---|" * (len(POSITIONS) + 2)}',
+            *(f'| {name} | {" | ".join(r)} |' for name, r in rows.items()),
+            '',
         ]
-        totals.append([codebase, str(len(rows)), *map(str, taken)])
-        parts.append(
-            f'\n## {codebase}\n\n{HEAD}\n|---|{"---|" * (len(POSITIONS) + 2)}'
-        )
-        parts += [f'| {name} | {" | ".join(r)} |' for name, r in rows.items()]
-    parts.append('\n## Rows above with each position\n')
-    parts.append(HEAD.replace('stages', 'rows')[:-2])
-    parts.append(f'|---|{"---|" * (len(POSITIONS) + 1)}')
-    parts += [f'| {" | ".join(total)} |' for total in totals]
-    return '\n'.join(parts) + '\n'
+    )
 
 
 def row_of(codebase, cfg):
@@ -64,7 +60,11 @@ def row_of(codebase, cfg):
     registry = import_module(f'{codebase}.registry').MODELS
     try:
         backbone = registry.build(dict(copy.deepcopy(cfg), _scope_=codebase))
-    except (AssertionError, RuntimeError) as error:  # a package is missing
+    except (
+        AssertionError,
+        ImportError,
+        RuntimeError,
+    ) as error:  # a package is missing
         return ['?', *'?' * len(POSITIONS), f'not tried: {error}']
     places, cells, reasons = Places(backbone), [], []
     for position in POSITIONS:
@@ -90,4 +90,6 @@ def _cell(taken):
 
 
 if __name__ == '__main__':
-    (FOLDER / 'backbones.md').write_text(page())
+    MMLogger.get_current_instance().setLevel('ERROR')
+    sections = (section(codebase) for codebase in CODEBASES)
+    (FOLDER / 'backbones.md').write_text(PAGE + ''.join(sections))

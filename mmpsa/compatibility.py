@@ -17,8 +17,9 @@ VERSIONS = {
     'mmpose': ('1.3.0', '1.4.0'),
     'mmseg': ('1.2.2', '1.3.0'),
     'mmdet': ('3.0.0', '3.4.0'),
+    'mmpretrain': ('1.2.0', '1.3.0'),
 }
-CODEBASES = ('mmpose', 'mmseg', 'mmdet')
+CODEBASES = ('mmpose', 'mmseg', 'mmdet', 'mmpretrain')
 
 
 def installed_codebases() -> List[str]:

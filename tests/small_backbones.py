@@ -1,7 +1,7 @@
 """Every backbone that upstream registers, as small as it can be built.
 
 Read by the tests and by docs/backbones.py. Some stand here twice, with other
-blocks.
+blocks; some of mmpretrain's have no small form.
 """
 
 
@@ -121,14 +121,17 @@ _STDC = dict(
     norm_cfg=dict(type='BN'),
     act_cfg=_RELU,
 )
+_VIT_ARCH = dict(
+    embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=16
+)
 _HOURGLASS = dict(
-    downsample_times=2, stage_channels=(256, 8, 8), stage_blocks=(1, 1, 1)
+    downsample_times=1, stage_channels=(256, 8), stage_blocks=(1, 1)
 )
 
 BACKBONES = {
     'mmpose': {
         'AlexNet': dict(type='AlexNet'),
-        'CPM': dict(type='CPM', in_channels=3, out_channels=4, num_stages=3),
+        'CPM': dict(type='CPM', in_channels=3, out_channels=4, num_stages=2),
         'CSPDarknet': _csp('CSPDarknet'),
         'CSPNeXt': _csp('CSPNeXt'),
         'DSTFormer': dict(type='DSTFormer', in_channels=3, feat_size=16),
@@ -291,6 +294,160 @@ BACKBONES = {
             num_branch=3,
             test_branch_idx=1,
             trident_dilations=(1, 2, 3),
+        ),
+    },
+    'mmpretrain': {
+        'AlexNet': dict(type='AlexNet'),
+        'BEiTViT': dict(
+            type='BEiTViT', arch=_VIT_ARCH, img_size=64, out_type='featmap'
+        ),
+        'CSPDarkNet': dict(type='CSPDarkNet', depth=53),
+        'CSPResNet': dict(type='CSPResNet', depth=50),
+        'CSPResNeXt': dict(type='CSPResNeXt', depth=50),
+        'Conformer': dict(type='Conformer', arch='tiny'),
+        'ConvMixer': dict(
+            type='ConvMixer',
+            arch=dict(embed_dims=8, depth=2, patch_size=4, kernel_size=3),
+        ),
+        'ConvNeXt': dict(
+            type='ConvNeXt',
+            arch=dict(depths=[1, 1, 1, 1], channels=[8, 8, 16, 16]),
+            gap_before_final_norm=False,
+        ),
+        'DaViT': dict(
+            type='DaViT',
+            arch=dict(
+                embed_dims=8, num_heads=[1, 1, 2, 2], depths=[1, 1, 1, 1]
+            ),
+        ),
+        'DeiT3': dict(type='DeiT3', arch=_VIT_ARCH, out_type='featmap'),
+        'DenseNet': dict(
+            type='DenseNet',
+            arch=dict(growth_rate=4, depths=[1, 1, 1, 1], init_channels=8),
+        ),
+        'DistilledVisionTransformer': dict(
+            type='DistilledVisionTransformer', arch=_VIT_ARCH
+        ),
+        'EdgeNeXt': dict(
+            type='EdgeNeXt', arch='xxsmall', gap_before_final_norm=False
+        ),
+        'EfficientFormer': dict(type='EfficientFormer', arch='l1'),
+        'EfficientNet': dict(type='EfficientNet'),
+        'EfficientNetV2': dict(type='EfficientNetV2'),
+        'HRNet': _hrnet('BASIC'),
+        'HiViT': dict(type='HiViT', arch='tiny'),
+        'HorNet': dict(
+            type='HorNet', arch='tiny', gap_before_final_norm=False
+        ),
+        'InceptionV3': dict(type='InceptionV3'),
+        'LeNet5': dict(type='LeNet5'),
+        'LeViT': dict(type='LeViT', arch='128s'),
+        'MViT': dict(type='MViT', arch='tiny'),
+        'MixMIMTransformer': dict(type='MixMIMTransformer', arch='base'),
+        'MlpMixer': dict(
+            type='MlpMixer',
+            arch=dict(
+                embed_dims=8,
+                num_layers=1,
+                tokens_mlp_dims=8,
+                channels_mlp_dims=8,
+            ),
+            img_size=64,
+            patch_size=16,
+        ),
+        'MobileNetV2': dict(type='MobileNetV2', widen_factor=0.25),
+        'MobileNetV3': dict(type='MobileNetV3'),
+        'MobileOne': dict(type='MobileOne', arch='s0'),
+        'MobileViT': dict(type='MobileViT', arch='xx_small'),
+        'PCPVT': dict(type='PCPVT', arch='small'),
+        'PoolFormer': dict(type='PoolFormer'),
+        'PyramidVig': dict(type='PyramidVig', arch='tiny'),
+        'RIFormer': dict(type='RIFormer'),
+        'RegNet': dict(type='RegNet', arch='regnetx_400mf'),
+        'RepLKNet': dict(type='RepLKNet', arch='31B'),
+        'RepMLPNet': dict(type='RepMLPNet', arch='B', img_size=64),
+        'RepVGG': dict(type='RepVGG', arch='A0'),
+        'Res2Net50': _resnet('Res2Net', 50, scales=2, base_width=8),
+        'ResNeSt50': _resnet('ResNeSt', 50),
+        'ResNet18': _resnet('ResNet', 18),
+        'ResNet50': _resnet('ResNet', 50),
+        'ResNet_CIFAR18': _resnet('ResNet_CIFAR', 18),
+        'ResNetV1c50': _resnet('ResNetV1c', 50),
+        'ResNetV1d50': _resnet('ResNetV1d', 50),
+        'ResNeXt50': _resnet('ResNeXt', 50, groups=2, width_per_group=2),
+        'RevVisionTransformer': dict(
+            type='RevVisionTransformer', arch=_VIT_ARCH
+        ),
+        'SEResNet50': _resnet('SEResNet', 50, se_ratio=4),
+        'SEResNeXt50': _resnet(
+            'SEResNeXt', 50, se_ratio=4, groups=2, width_per_group=2
+        ),
+        'SVT': dict(type='SVT', arch='small'),
+        'ShuffleNetV1': dict(type='ShuffleNetV1'),
+        'ShuffleNetV2': dict(type='ShuffleNetV2', widen_factor=0.5),
+        'SparseConvNeXt': dict(type='SparseConvNeXt', arch='small'),
+        'SparseResNet': dict(type='SparseResNet', depth=50),
+        'SwinTransformer': dict(
+            type='SwinTransformer',
+            arch=dict(
+                embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2]
+            ),
+            window_size=2,
+            img_size=64,
+        ),
+        'SwinTransformerV2': dict(
+            type='SwinTransformerV2',
+            arch=dict(
+                embed_dims=8,
+                depths=[1, 1, 1, 1],
+                num_heads=[1, 1, 2, 2],
+                extra_norm_every_n_blocks=0,
+            ),
+            window_size=2,
+            img_size=64,
+        ),
+        'T2T_ViT': dict(
+            type='T2T_ViT',
+            t2t_cfg=dict(token_dims=8, use_performer=False),
+            num_layers=1,
+            embed_dims=8,
+            layer_cfgs=dict(num_heads=2, feedforward_channels=8),
+        ),
+        'TIMMBackbone': dict(type='TIMMBackbone', model_name='resnet18'),
+        'TNT': dict(type='TNT', arch='s'),
+        'TinyViT': dict(
+            type='TinyViT', arch='5m', gap_before_final_norm=False
+        ),
+        'VAN': dict(type='VAN', arch='tiny'),
+        'VGG': dict(type='VGG', depth=11),
+        'ViTEVA02': dict(type='ViTEVA02', arch='tiny', out_type='featmap'),
+        'ViTSAM': dict(
+            type='ViTSAM',
+            arch=dict(
+                embed_dims=16,
+                num_layers=2,
+                num_heads=2,
+                feedforward_channels=16,
+                global_attn_indexes=[0],
+            ),
+            img_size=64,
+            out_channels=8,
+            window_size=2,
+        ),
+        'Vig': dict(type='Vig', arch='tiny'),
+        'VisionTransformer': dict(
+            type='VisionTransformer',
+            arch=_VIT_ARCH,
+            img_size=64,
+            out_type='featmap',
+        ),
+        'XCiT': dict(
+            type='XCiT',
+            embed_dims=8,
+            depth=1,
+            cls_attn_layers=1,
+            num_heads=2,
+            patch_size=16,
         ),
     },
 }

@@ -29,6 +29,10 @@ _BOTTLENECK = {
 _BOTTLE2NECK = dict(
     _BOTTLENECK, after_conv1=Anchor('conv1.out_channels', NATIVE)
 )
+# mmpretrain's is not NATIVE: it has no plugins of its own.
+_PLAIN_BOTTLE2NECK = {
+    name: _BOTTLENECK[name] for name in ('after_conv2', 'after_conv3')
+}
 # Two branches that both read the block's input: conv1-k1 and conv2-scconv.
 _SC_BOTTLENECK = {
     'after_conv1': Anchor('conv1.out_channels', 'k1'),
@@ -87,6 +91,12 @@ _BLOCKS = {
     'mmpose.models.backbones.vipnas_resnet.ViPNAS_Bottleneck': _BOTTLENECK,
     'mmpose.models.utils.csp_layer.CSPNeXtBlock': _CSPNEXT_BLOCK,
     'mmpose.models.utils.csp_layer.DarknetBottleneck': _DARKNET_BLOCK,
+    'mmpretrain.models.backbones.cspnet.DarknetBottleneck': _TWO_MODULES,
+    'mmpretrain.models.backbones.res2net.Bottle2neck': _PLAIN_BOTTLE2NECK,
+    'mmpretrain.models.backbones.resnest.Bottleneck': _BOTTLENECK,
+    'mmpretrain.models.backbones.resnet.BasicBlock': _BASIC_BLOCK,
+    'mmpretrain.models.backbones.resnet.Bottleneck': _BOTTLENECK,
+    'mmpretrain.models.backbones.seresnet.SEBottleneck': _BOTTLENECK,
     'mmseg.models.backbones.resnest.Bottleneck': _BOTTLENECK,
     'mmseg.models.backbones.resnet.BasicBlock': _BASIC_BLOCK,
     'mmseg.models.backbones.resnet.Bottleneck': _BOTTLENECK,

@@ -6,6 +6,7 @@ from typing import Callable, Dict, List, Sequence
 
 import torch
 from mmengine.model import revert_sync_batchnorm
+from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 # In pixels; some backbones do not run on the small ones.
@@ -49,8 +50,8 @@ def find_widths(
     first = next(convs, None)
     channels = dict.fromkeys((3, first.in_channels if first else 3))
     sizes = [((size, size), (2 * size, 2 * size)) for size in _SIZES]
-    if hasattr(backbone, 'img_size'):  # some run at theirs alone
-        sizes.append((backbone.img_size, backbone.img_size))
+    # some run at theirs alone, and most of those at ImageNet's
+    sizes.append([to_2tuple(getattr(backbone, 'img_size', 224))] * 2)
     device = next(backbone.parameters()).device
     devices = [device] if device.type == 'cuda' else []
     with torch.no_grad(), torch.random.fork_rng(devices):

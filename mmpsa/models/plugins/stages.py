@@ -5,7 +5,7 @@ from typing import List
 
 from torch import nn
 
-_NUMBERED = re.compile(r'(layer|stage|conv_res_block)\d+')
+_NUMBERED = re.compile(r'(layer|stage|stage_|conv_res_block)\d+')
 # In lists; where a backbone has several, a stage is one module of each.
 _LISTS = (
     'stages',
@@ -30,6 +30,6 @@ def find_stages(backbone: nn.Module) -> List[List[str]]:
     lists = [
         [f'{name}.{i}' for i in range(len(children[name]))]
         for name in _LISTS
-        if isinstance(children.get(name), nn.ModuleList)
+        if isinstance(children.get(name), (nn.ModuleList, nn.Sequential))
     ]
     return numbered or [list(stage) for stage in zip(*lists)]
