@@ -7,6 +7,7 @@ benchmark.png, and the project's bars. docs/benchmark.md says how to read them.
 
 import argparse
 import copy
+import ctypes
 import gc
 import itertools
 import json
@@ -15,7 +16,7 @@ import random
 import statistics
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple
 
@@ -107,8 +108,19 @@ QUICK_NETWORKS = {
     ),
 }
 
+OTHERS = {  # part: what the summary compares PSA(p) with
+    'block': (
+        'floor',
+        'SE',
+        'ContextBlock',
+        'CBAM',
+        'NonLocal2d',
+        *(f'{name}, published' for name in PSA if name != 'PSA(s)'),
+    ),
+    'model': tuple(name for name in NETWORK_CONTENDERS if name != 'PSA(p)'),
+}
 ROUNDS = 5, 50  # of a contender in a case, at least and at most
-SECONDS = 1  # for a contender's rounds, between these
+SECONDS = 0.5  # for a contender's rounds, between these
 # What inputs take turns in, more than a last-level cache holds.
 INPUT_BYTES = 2**28
 # How long the GPU waits before each measurement while its queue fills.
@@ -145,6 +157,18 @@ class PublishedPSA(PolarizedSelfAttention):
     def forward(self, x):
         """N×C×H×W to N×C×H×W."""
         return getattr(reference, self.variant)(self, x)
+
+
+def keep_memory():
+    """Let the C library keep what is freed, instead of giving it back.
+
+    Whoever comes next would pay for it, page by page: which contender that
+    is depends on what the others allocate. Only glibc can be told so.
+    """
+    with suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: nothing is mapped by itself
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
 @contextmanager
@@ -787,6 +811,40 @@ def show(rows):
         print('  '.join(texts).rstrip(), flush=True)
 
 
+def summary(rows, lines, environment):
+    """The figures on PSA(p) as it comes, and the bars, in Markdown."""
+    cases = {}
+    for row in rows:
+        if row.get('default', True) and 'median' in row:
+            key = row['part'], row['where'], row['dtype'], row['mode']
+            cases.setdefault(key, {})[row['contender']] = row
+    parts = [
+        ', '.join(f'{key} {value}' for key, value in environment.items()),
+        '\n'.join(f'- {line}' for line in lines),
+    ]
+    for part, others in OTHERS.items():
+        heads = ['', 'dtype', 'mode', 'MB' if part == 'block' else 'images/s']
+        heads += ['ms', *(f'÷ {name}' for name in others), 'peak ÷ SE']
+        table = [heads, ['---'] * 3 + ['--:'] * (len(heads) - 3)]
+        for (kind, *key), case in cases.items():
+            if kind != part or 'PSA(p)' not in case:
+                continue
+            psa = case['PSA(p)']
+            size = math.prod(psa['shape']) * DTYPES[psa['dtype']].itemsize
+            scale = psa.get('images_per_second', size / 1e6)
+            cells = [*key, f'{scale:.1f}', f'{1000 * psa["median"]:.2f}']
+            for name in others:
+                known = name in case
+                ratio = known and psa['median'] / case[name]['median']
+                cells.append(f'{ratio:.2f}' if known else '')
+            bytes_of = 'extra_bytes' if part == 'model' else 'peak_bytes'
+            least = case['SE'][bytes_of] if 'SE' in case else 0
+            peak = psa[bytes_of] / least if least else math.nan
+            table.append([*cells, f'{peak:.2f}'])
+        parts.append('\n'.join(f'| {" | ".join(row)} |' for row in table))
+    return '\n\n'.join(parts) + '\n'
+
+
 def draw(rows, path):
     """Times over SE's: a column for each mode, a row for each dtype."""
     columns = list(dict.fromkeys((row['part'], row['mode']) for row in rows))
@@ -827,22 +885,37 @@ def draw(rows, path):
     plt.close(figure)
 
 
-def run(args):
+def run(args, done):
     """The cases that the command line asks for, one after another.
 
+    Args:
+        args (argparse.Namespace): The command line.
+        done (set[tuple]): Part, name and dtype of those to leave out.
+
     Yields:
-        list[dict]: The rows of a case.
+        list[dict]: The rows of a case, all of its modes.
     """
     seconds = 0 if args.quick else SECONDS
     for part, run_one, cases in (
         ('block', run_blocks, QUICK_SHAPES if args.quick else SHAPES),
         ('model', run_network, QUICK_NETWORKS if args.quick else NETWORKS),
     ):
-        if args.only in (None, part):
-            for (name, case), dtype in itertools.product(
-                cases.items(), DTYPES
-            ):
-                yield from run_one(name, case, dtype, args.device, seconds)
+        for (name, case), dtype in itertools.product(cases.items(), DTYPES):
+            key = part, name, dtype
+            if args.only in ', '.join(key) and key not in done:
+                rows = []
+                for mode in run_one(name, case, dtype, args.device, seconds):
+                    show(mode)
+                    rows += mode
+                yield rows
+
+
+def rows_before(path, environment):
+    """The rows of an earlier run under the same conditions, or none."""
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    return content['rows'] if content['environment'] == environment else []
 
 
 def main():
@@ -860,7 +933,10 @@ def main():
         help='small shapes and a small model, which no bar is for',
     )
     parser.add_argument(
-        '--only', choices=('block', 'model'), help='one of the two parts'
+        '--only',
+        default='',
+        metavar='TEXT',
+        help='cases with this in "block|model, name, float32|bf16"',
     )
     parser.add_argument(
         '--threads', type=int, help="of the CPU (default: torch's)"
@@ -869,7 +945,8 @@ def main():
         '--out',
         type=Path,
         default=Path('work_dirs/benchmark'),
-        help='folder for benchmark.json and .png (default: %(default)s)',
+        help='folder for benchmark.json, .md and .png; the cases that it '
+        'has are not measured again (default: %(default)s)',
     )
     args = parser.parse_args()
     if args.threads is not None:
@@ -877,18 +954,21 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     MMLogger.get_current_instance().setLevel('ERROR')
     torch.manual_seed(0)
+    keep_memory()
 
     environment = environment_of(args.device)
     print(', '.join(f'{key} {value}' for key, value in environment.items()))
-    rows = []
-    for case in run(args):
-        show(case)
+    path = args.out / 'benchmark.json'
+    rows = rows_before(path, environment)
+    done = {(row['part'], row['where'], row['dtype']) for row in rows}
+    for case in run(args, done):
         rows += case
-        lines = verdicts(rows, machine_of(args.device))
-        # After each case: a run that is cut off leaves what it has.
-        content = dict(environment=environment, rows=rows, bars=lines)
+        # After each case: a run that is cut off goes on there.
+        content = dict(environment=environment, rows=rows)
         text = json.dumps(content, indent=1, ensure_ascii=False)
-        (args.out / 'benchmark.json').write_text(text)
+        path.write_text(text)
+    lines = verdicts(rows, machine_of(args.device))
+    (args.out / 'benchmark.md').write_text(summary(rows, lines, environment))
     draw(rows, args.out / 'benchmark.png')
     print('', *lines, f'Saved in {args.out}', sep='\n')
 

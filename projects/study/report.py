@@ -19,6 +19,7 @@ from .runs import (
     REPO,
     SEARCH_SEED,
     SEEDS,
+    SHORT,
     TASKS,
     name_of,
 )
@@ -29,6 +30,7 @@ METRICS = {  # task: what is compared, in percent; what stands beside it
     'pose': ('bbox@0.1/PCK', 'bbox@0.2/PCK', 'bbox/NME'),
     'seg': ('mIoU', 'mAcc', 'aAcc'),
 }
+METRICS[SHORT] = METRICS['seg']
 
 
 def read(task, arm, seed):
@@ -179,6 +181,7 @@ def draw_curves():
 def tables():
     """The tables of docs/study.md, by name."""
     found = {'search': search_table()}
+    found[f'{SHORT}: comparison'] = main_table(SHORT)
     for task in TASKS:
         found[f'{task}: comparison'] = main_table(task)
         found[f'{task}: cost'] = cost_table(task)

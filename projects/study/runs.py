@@ -13,6 +13,7 @@ TASKS = {  # name: the shipped config of its baseline
     'pose': 'configs/pose/lspet/td-hm_res18-w32_1xb32-10e_lspet-128x96',
     'seg': 'configs/seg/camvid/fpn_r18-w32_1xb8-2k_camvid-180x240',
 }
+SHORT = 'seg-short'  # seg with a quarter of the iterations
 
 
 def psa(layout, position='after_conv1', stages=(True,) * 4, **cfg):
@@ -55,13 +56,16 @@ LR_MULT = {'psa-p_lr0.1': 0.1, 'psa-p_lr3': 3.0}
 SEEDS = (0, 1, 2)  # of the comparison
 SEARCH_SEED = 10
 MAIN = ('none', 'se', 'psa-p', 'psa-s')
+CONFIRM = (('pose', 'psa-p_conv2'),)  # what the search found promising
 
 
 def plan():
     """Every run of the study, (task, arm, seed), the most telling first."""
-    runs = [(arm, seed) for seed in SEEDS for arm in MAIN]
-    runs += [(arm, SEARCH_SEED) for arm in ARMS]
-    return [(task, *run) for run in runs for task in TASKS]
+    main = [(arm, seed) for seed in SEEDS for arm in MAIN]
+    runs = [(task, *run) for run in main for task in TASKS]
+    runs += [(SHORT, arm, seed) for seed in SEEDS for arm in ARMS]
+    runs += [(task, arm, SEARCH_SEED) for arm in ARMS for task in TASKS]
+    return runs + [(*found, seed) for found in CONFIRM for seed in SEEDS]
 
 
 def name_of(task, arm, seed):
@@ -75,7 +79,8 @@ def config_of(task, arm, seed):
     The study trains on a CPU: bfloat16 and channels_last about double its
     speed. Evaluation is in float32.
     """
-    cfg = Config.fromfile(REPO / f'{TASKS[task]}.py')
+    base = 'seg' if task == SHORT else task
+    cfg = Config.fromfile(REPO / f'{TASKS[base]}.py')
     optim_wrapper = dict(type='BF16OptimWrapper')
     if arm in LR_MULT:
         optim_wrapper['paramwise_cfg'] = dict(
@@ -95,5 +100,9 @@ def config_of(task, arm, seed):
     if task == 'pose':
         # the accuracy in mmpose's training log does not take bfloat16
         options['model.train_cfg'] = dict(compute_acc=False)
+    if task == SHORT:
+        length = cfg.train_cfg.max_iters // 4
+        options['train_cfg'] = dict(max_iters=length, val_interval=length)
+        cfg.param_scheduler[-1].end = length  # the warm-up stays
     cfg.merge_from_dict(options)
     return cfg

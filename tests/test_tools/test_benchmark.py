@@ -243,7 +243,8 @@ def test_bar_on_memory():
 
 
 def test_script(monkeypatch, tmp_path, capsys):
-    only(monkeypatch, 'SE', 'ContextBlock')
+    only(monkeypatch, 'SE', 'PSA(p)')
+    monkeypatch.setattr(benchmark, 'keep_memory', lambda: None)
     monkeypatch.setattr(benchmark, 'DTYPES', {'float32': torch.float32})
     monkeypatch.setattr(benchmark, 'QUICK_SHAPES', {'small': SHAPE})
     monkeypatch.setattr(benchmark, 'QUICK_NETWORKS', {'net': REPO / POSE})
@@ -262,6 +263,49 @@ def test_script(monkeypatch, tmp_path, capsys):
             and line.endswith(f', {dtype}, {mode}')
             for line in printed.splitlines()
         )
-    assert all(line in printed for line in content['bars'])
     assert content['environment']['torch'] == torch.__version__
     assert (tmp_path / 'benchmark.png').read_bytes().startswith(b'\x89PNG')
+
+    text = (tmp_path / 'benchmark.md').read_text()
+    lines = [line for line in text.splitlines() if line.startswith('| small')]
+    assert len(lines) == 2
+    psa, se = (
+        next(
+            row
+            for row in content['rows']
+            if (row['where'], row['mode']) == ('small', 'forward')
+            and row['contender'] == name
+            and row.get('default', True)
+        )
+        for name in ('PSA(p)', 'SE')
+    )
+    head = text.split('| dtype')[1].splitlines()[0].split(' | ')
+    cells = lines[0].split(' | ')
+    ratio = psa['median'] / se['median']
+    assert cells[head.index('÷ SE') + 1] == f'{ratio:.2f}'
+    bars = [line[2:] for line in text.splitlines() if line.startswith('- ')]
+    assert len(bars) == 12 and all(line in printed for line in bars)
+
+
+def test_script_goes_on(monkeypatch, tmp_path, capsys):
+    only(monkeypatch, 'SE')
+    monkeypatch.setattr(benchmark, 'keep_memory', lambda: None)
+    shapes = {'one': SHAPE, 'two': SHAPE}
+    monkeypatch.setattr(benchmark, 'QUICK_SHAPES', shapes)
+
+    def run(text):
+        argv = ['benchmark.py', '--device=cpu', '--quick', '--only', text]
+        argv += ['--out', str(tmp_path)]
+        monkeypatch.setattr(sys, 'argv', argv)
+        benchmark.main()
+        path = tmp_path / 'benchmark.json'
+        return json.loads(path.read_text())['rows'], capsys.readouterr().out
+
+    before, _ = run('block, one, float32')
+    assert {(row['where'], row['dtype']) for row in before} == {
+        ('one', 'float32')
+    }
+    after, printed = run('block')
+    assert after[: len(before)] == before
+    cases = [line for line in printed.splitlines() if '1×16×4×6' in line]
+    assert len(cases) == 6 and 'one (1×16×4×6), float32' not in printed

@@ -33,7 +33,7 @@ using at::Tensor;
 using Optional = c10::optional<Tensor>;
 using Vector = std::vector<float>;
 
-constexpr int64_t kTile = 32 * 1024;  // elements: 128 KiB of a core's cache
+constexpr int64_t kTile = 128 * 1024;  // elements: half a core's cache
 constexpr int64_t kNarrowest = 32;    // positions
 
 // e^x to 2 units in the last place, in a form that compilers vectorise: 2^n e^r
@@ -82,58 +82,133 @@ FOR_EACH_TARGET float exponentials(
   return sum;
 }
 
+// bfloat16 is the upper half of a float32. Sums are float32 either way.
+using BFloat16 = uint16_t;
+
+inline float widen(float x) { return x; }
+
+inline float widen(BFloat16 x) {
+  const uint32_t bits = uint32_t(x) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+inline void narrow(float x, float& to) { to = x; }
+
+// To the nearest, ties to even; NaN stays NaN.
+inline void narrow(float x, BFloat16& to) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  to = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
+}
+
 // A tile as rows of adjacent elements: rows are channels, or positions.
+template <class T>
 struct Rows {
-  float* data;
+  T* data;
   int64_t stride;
   int64_t count;
   int64_t length;
+
+  T* operator[](int64_t i) const { return data + i * stride; }
 };
 
+// Rows are taken by four: one by one, a sum would wait for itself, and sums
+// over rows would be read and written as often as the rows.
+
 // sums += Σ_i weights_i row_i
+template <class T>
 FOR_EACH_TARGET void add_rows(
-    const Rows& x, const float* weights, float* __restrict sums) {
+    const Rows<T>& x, const float* weights, float* __restrict sums) {
   int64_t i = 0;
   for (; i + 4 <= x.count; i += 4) {
-    const float* row = x.data + i * x.stride;
-    const float *r1 = row + x.stride, *r2 = r1 + x.stride, *r3 = r2 + x.stride;
+    const T *r0 = x[i], *r1 = x[i + 1], *r2 = x[i + 2], *r3 = x[i + 3];
     const float w0 = weights[i], w1 = weights[i + 1], w2 = weights[i + 2],
                 w3 = weights[i + 3];
 #pragma omp simd
     for (int64_t j = 0; j < x.length; ++j) {
-      sums[j] += w0 * row[j] + w1 * r1[j] + (w2 * r2[j] + w3 * r3[j]);
+      sums[j] += w0 * widen(r0[j]) + w1 * widen(r1[j]) +
+          (w2 * widen(r2[j]) + w3 * widen(r3[j]));
     }
   }
   for (; i < x.count; ++i) {
-    const float* row = x.data + i * x.stride;
+    const T* row = x[i];
     const float w = weights[i];
 #pragma omp simd
-    for (int64_t j = 0; j < x.length; ++j) sums[j] += w * row[j];
+    for (int64_t j = 0; j < x.length; ++j) sums[j] += w * widen(row[j]);
   }
 }
 
 // sums_i += row_i · weights
+template <class T>
 FOR_EACH_TARGET void add_products(
-    const Rows& x, const float* weights, float* sums) {
-  for (int64_t i = 0; i < x.count; ++i) {
-    const float* row = x.data + i * x.stride;
+    const Rows<T>& x, const float* weights, float* sums) {
+  int64_t i = 0;
+  for (; i + 4 <= x.count; i += 4) {
+    const T *r0 = x[i], *r1 = x[i + 1], *r2 = x[i + 2], *r3 = x[i + 3];
+    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+    for (int64_t j = 0; j < x.length; ++j) {
+      const float w = weights[j];
+      s0 += widen(r0[j]) * w;
+      s1 += widen(r1[j]) * w;
+      s2 += widen(r2[j]) * w;
+      s3 += widen(r3[j]) * w;
+    }
+    sums[i] += s0;
+    sums[i + 1] += s1;
+    sums[i + 2] += s2;
+    sums[i + 3] += s3;
+  }
+  for (; i < x.count; ++i) {
+    const T* row = x[i];
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < x.length; ++j) sum += row[j] * weights[j];
+    for (int64_t j = 0; j < x.length; ++j) sum += widen(row[j]) * weights[j];
     sums[i] += sum;
   }
 }
 
 // sums_i += row_i · weights, totals_i += Σ row_i
+template <class T>
 FOR_EACH_TARGET void add_products_and_totals(
-    const Rows& x, const float* weights, float* sums, float* totals) {
-  for (int64_t i = 0; i < x.count; ++i) {
-    const float* row = x.data + i * x.stride;
+    const Rows<T>& x, const float* weights, float* sums, float* totals) {
+  int64_t i = 0;
+  for (; i + 4 <= x.count; i += 4) {
+    const T *r0 = x[i], *r1 = x[i + 1], *r2 = x[i + 2], *r3 = x[i + 3];
+    float s0 = 0, s1 = 0, s2 = 0, s3 = 0, t0 = 0, t1 = 0, t2 = 0, t3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3, t0, t1, t2, t3)
+    for (int64_t j = 0; j < x.length; ++j) {
+      const float w = weights[j];
+      const float v0 = widen(r0[j]), v1 = widen(r1[j]), v2 = widen(r2[j]),
+                  v3 = widen(r3[j]);
+      s0 += v0 * w;
+      s1 += v1 * w;
+      s2 += v2 * w;
+      s3 += v3 * w;
+      t0 += v0;
+      t1 += v1;
+      t2 += v2;
+      t3 += v3;
+    }
+    sums[i] += s0;
+    sums[i + 1] += s1;
+    sums[i + 2] += s2;
+    sums[i + 3] += s3;
+    totals[i] += t0;
+    totals[i + 1] += t1;
+    totals[i + 2] += t2;
+    totals[i + 3] += t3;
+  }
+  for (; i < x.count; ++i) {
+    const T* row = x[i];
     float sum = 0, total = 0;
 #pragma omp simd reduction(+ : sum, total)
     for (int64_t j = 0; j < x.length; ++j) {
-      sum += row[j] * weights[j];
-      total += row[j];
+      sum += widen(row[j]) * weights[j];
+      total += widen(row[j]);
     }
     sums[i] += sum;
     totals[i] += total;
@@ -141,59 +216,102 @@ FOR_EACH_TARGET void add_products_and_totals(
 }
 
 // sums += Σ_i weights_i row_i, totals += Σ_i row_i
+template <class T>
 FOR_EACH_TARGET void add_rows_and_totals(
-    const Rows& x,
+    const Rows<T>& x,
     const float* weights,
     float* __restrict sums,
     float* __restrict totals) {
-  for (int64_t i = 0; i < x.count; ++i) {
-    const float* row = x.data + i * x.stride;
+  int64_t i = 0;
+  for (; i + 4 <= x.count; i += 4) {
+    const T *r0 = x[i], *r1 = x[i + 1], *r2 = x[i + 2], *r3 = x[i + 3];
+    const float w0 = weights[i], w1 = weights[i + 1], w2 = weights[i + 2],
+                w3 = weights[i + 3];
+#pragma omp simd
+    for (int64_t j = 0; j < x.length; ++j) {
+      const float v0 = widen(r0[j]), v1 = widen(r1[j]), v2 = widen(r2[j]),
+                  v3 = widen(r3[j]);
+      sums[j] += w0 * v0 + w1 * v1 + (w2 * v2 + w3 * v3);
+      totals[j] += v0 + v1 + (v2 + v3);
+    }
+  }
+  for (; i < x.count; ++i) {
+    const T* row = x[i];
     const float w = weights[i];
 #pragma omp simd
     for (int64_t j = 0; j < x.length; ++j) {
-      sums[j] += w * row[j];
-      totals[j] += row[j];
+      sums[j] += w * widen(row[j]);
+      totals[j] += widen(row[j]);
     }
   }
 }
 
 // y = x (outer_i + inner_j), or x outer_i inner_j
+template <class T>
 FOR_EACH_TARGET void gate_rows(
-    const Rows& x,
+    const Rows<T>& x,
     const float* outer,
     const float* inner,
     bool product,
-    const Rows& y) {
+    const Rows<T>& y) {
   for (int64_t i = 0; i < x.count; ++i) {
-    const float* row = x.data + i * x.stride;
-    float* __restrict out = y.data + i * y.stride;
+    const T* row = x[i];
+    T* __restrict out = y[i];
     const float o = outer[i];
     if (product) {
 #pragma omp simd
-      for (int64_t j = 0; j < x.length; ++j) out[j] = row[j] * o * inner[j];
+      for (int64_t j = 0; j < x.length; ++j) {
+        narrow(widen(row[j]) * o * inner[j], out[j]);
+      }
     } else {
 #pragma omp simd
-      for (int64_t j = 0; j < x.length; ++j) out[j] = row[j] * (o + inner[j]);
+      for (int64_t j = 0; j < x.length; ++j) {
+        narrow(widen(row[j]) * (o + inner[j]), out[j]);
+      }
     }
   }
 }
 
 // Of v = x g: by_row_i += v_i · inner, by_column += Σ_i outer_i v_i
+template <class T>
 FOR_EACH_TARGET void add_products_of_two(
-    const Rows& x,
-    const Rows& g,
+    const Rows<T>& x,
+    const Rows<T>& g,
     const float* outer,
     const float* inner,
     float* by_row,
     float* __restrict by_column) {
-  for (int64_t i = 0; i < x.count; ++i) {
-    const float* row = x.data + i * x.stride;
-    const float* other = g.data + i * g.stride;
+  int64_t i = 0;
+  for (; i + 4 <= x.count; i += 4) {
+    const T *r0 = x[i], *r1 = x[i + 1], *r2 = x[i + 2], *r3 = x[i + 3];
+    const T *g0 = g[i], *g1 = g[i + 1], *g2 = g[i + 2], *g3 = g[i + 3];
+    const float o0 = outer[i], o1 = outer[i + 1], o2 = outer[i + 2],
+                o3 = outer[i + 3];
+    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+    for (int64_t j = 0; j < x.length; ++j) {
+      const float v0 = widen(r0[j]) * widen(g0[j]),
+                  v1 = widen(r1[j]) * widen(g1[j]),
+                  v2 = widen(r2[j]) * widen(g2[j]),
+                  v3 = widen(r3[j]) * widen(g3[j]);
+      s0 += v0 * inner[j];
+      s1 += v1 * inner[j];
+      s2 += v2 * inner[j];
+      s3 += v3 * inner[j];
+      by_column[j] += o0 * v0 + o1 * v1 + (o2 * v2 + o3 * v3);
+    }
+    by_row[i] += s0;
+    by_row[i + 1] += s1;
+    by_row[i + 2] += s2;
+    by_row[i + 3] += s3;
+  }
+  for (; i < x.count; ++i) {
+    const T *row = x[i], *other = g[i];
     const float o = outer[i];
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < x.length; ++j) {
-      const float v = row[j] * other[j];
+      const float v = widen(row[j]) * widen(other[j]);
       sum += v * inner[j];
       by_column[j] += o * v;
     }
@@ -202,112 +320,63 @@ FOR_EACH_TARGET void add_products_of_two(
 }
 
 // dx = g (outer_0i + inner_0j), or g outer_0i inner_0j, + Σ_k outer_ki inner_kj
+template <class T>
 FOR_EACH_TARGET void input_gradient_rows(
-    const Rows& g,
+    const Rows<T>& g,
     const float* const* outer,
     const float* const* inner,
     bool product,
-    const Rows& dx) {
+    const Rows<T>& dx) {
   const float *n0 = inner[0], *n1 = inner[1], *n2 = inner[2], *n3 = inner[3],
               *n4 = inner[4];
   for (int64_t i = 0; i < g.count; ++i) {
-    const float* row = g.data + i * g.stride;
-    float* __restrict out = dx.data + i * dx.stride;
+    const T* row = g[i];
+    T* __restrict out = dx[i];
     const float o0 = outer[0][i], o1 = outer[1][i], o2 = outer[2][i],
                 o3 = outer[3][i], o4 = outer[4][i];
     if (product) {
 #pragma omp simd
       for (int64_t j = 0; j < g.length; ++j) {
-        out[j] = row[j] * o0 * n0[j] + o1 * n1[j] + o2 * n2[j] + o3 * n3[j] +
-            o4 * n4[j];
+        narrow(
+            widen(row[j]) * o0 * n0[j] + o1 * n1[j] + o2 * n2[j] +
+                o3 * n3[j] + o4 * n4[j],
+            out[j]);
       }
     } else {
 #pragma omp simd
       for (int64_t j = 0; j < g.length; ++j) {
-        out[j] = row[j] * (o0 + n0[j]) + o1 * n1[j] + o2 * n2[j] +
-            o3 * n3[j] + o4 * n4[j];
+        narrow(
+            widen(row[j]) * (o0 + n0[j]) + o1 * n1[j] + o2 * n2[j] +
+                o3 * n3[j] + o4 * n4[j],
+            out[j]);
       }
     }
-  }
-}
-
-FOR_EACH_TARGET void widen(const uint16_t* from, float* to, int64_t length) {
-  auto bits = reinterpret_cast<uint32_t*>(to);
-#pragma omp simd
-  for (int64_t j = 0; j < length; ++j) bits[j] = uint32_t(from[j]) << 16;
-}
-
-// To the nearest, ties to even; NaN stays NaN.
-FOR_EACH_TARGET void narrow(const float* from, uint16_t* to, int64_t length) {
-  auto bits = reinterpret_cast<const uint32_t*>(from);
-#pragma omp simd
-  for (int64_t j = 0; j < length; ++j) {
-    const uint32_t rounded = bits[j] + 0x7fff + ((bits[j] >> 16) & 1);
-    const bool nan = (bits[j] & 0x7fffffff) > 0x7f800000;
-    to[j] = nan ? 0x7fc0 : rounded >> 16;
   }
 }
 
 // How an N×C×P tensor lies in memory, tile by tile.
+template <class T>
 class Maps {
  public:
   explicit Maps(const Tensor& x)
-      : base_(static_cast<char*>(x.data_ptr())),
-        size_(x.element_size()),
+      : data_(static_cast<T*>(x.data_ptr())),
         channels_(x.size(1)),
-        image_stride_(x.size(1) * x.size(2)),
-        by_channel_(x.is_contiguous()),
-        row_stride_(by_channel_ ? x.size(2) : x.size(1)) {}
+        positions_(x.size(2)),
+        by_channel_(x.is_contiguous()) {}
 
   bool by_channel() const { return by_channel_; }
 
-  // A tile as float32: as it lies, or widened into `buffer`.
-  Rows read(int64_t image, int64_t first, int64_t width, Vector& buffer)
-      const {
-    Rows rows = place(image, first, width, buffer);
-    if (size_ == 2) {
-      for (int64_t i = 0; i < rows.count; ++i) {
-        widen(half(image, first, i), rows.data + i * rows.stride, rows.length);
-      }
-    }
-    return rows;
-  }
-
-  // Where to write a tile, for `write` to bring to its place.
-  Rows place(int64_t image, int64_t first, int64_t width, Vector& buffer)
-      const {
-    const int64_t count = by_channel_ ? channels_ : width;
-    const int64_t length = by_channel_ ? width : channels_;
-    if (size_ == 4) {
-      auto data = reinterpret_cast<float*>(base_) + offset(image, first);
-      return {data, row_stride_, count, length};
-    }
-    buffer.resize(count * length);
-    return {buffer.data(), length, count, length};
-  }
-
-  void write(int64_t image, int64_t first, const Rows& rows) const {
-    if (size_ == 4) return;
-    for (int64_t i = 0; i < rows.count; ++i) {
-      narrow(rows.data + i * rows.stride, half(image, first, i), rows.length);
-    }
+  Rows<T> tile(int64_t image, int64_t first, int64_t width) const {
+    T* start = data_ + image * channels_ * positions_;
+    if (by_channel_) return {start + first, positions_, channels_, width};
+    return {start + first * channels_, channels_, width, channels_};
   }
 
  private:
-  int64_t offset(int64_t image, int64_t first) const {
-    return image * image_stride_ + first * (by_channel_ ? 1 : row_stride_);
-  }
-  uint16_t* half(int64_t image, int64_t first, int64_t row) const {
-    return reinterpret_cast<uint16_t*>(base_) + offset(image, first) +
-        row * row_stride_;
-  }
-
-  char* base_;
-  int64_t size_;
+  T* data_;
   int64_t channels_;
-  int64_t image_stride_;
+  int64_t positions_;
   bool by_channel_;
-  int64_t row_stride_;
 };
 
 // How the positions of the images are dealt out.
@@ -349,6 +418,7 @@ Tensor vectors(const Tensor& x, c10::IntArrayRef sizes) {
   return at::zeros(sizes, x.options().dtype(at::kFloat));
 }
 
+template <class T>
 std::tuple<Tensor, Tensor, Tensor> pool(
     const Tensor& x,
     const Tensor& query,
@@ -356,7 +426,7 @@ std::tuple<Tensor, Tensor, Tensor> pool(
     const Optional& scale) {
   const int64_t images = x.size(0);
   const Plan plan(x);
-  const Maps maps(x);
+  const Maps<T> maps(x);
   // rows of an expanded query stay one
   const Tensor q = query.stride(1) == 1 ? query : query.contiguous();
   const Tensor b = contiguous(bias), s = contiguous(scale);
@@ -365,7 +435,7 @@ std::tuple<Tensor, Tensor, Tensor> pool(
   Tensor peaks = vectors(x, {images * plan.spans, 2});
   plan.each_span(images, [&](int64_t part, int64_t image, int64_t first,
                              int64_t last) {
-    Vector buffer, a(plan.width);
+    Vector a(plan.width);
     const float offset = b.defined() ? *row_of(b, image) : 0;
     const float factor = s.defined() ? *row_of(s, image) : 1;
     float* context = sums.data_ptr<float>() + part * 2 * plan.channels;
@@ -373,7 +443,7 @@ std::tuple<Tensor, Tensor, Tensor> pool(
     float peak = -std::numeric_limits<float>::infinity(), weight = 0;
     for (int64_t p = first; p < last; p += plan.width) {
       const int64_t width = std::min(plan.width, last - p);
-      const Rows rows = maps.read(image, p, width, buffer);
+      const Rows<T> rows = maps.tile(image, p, width);
       float* logit = logits.data_ptr<float>() + image * plan.positions + p;
       if (maps.by_channel()) {
         add_rows(rows, row_of(q, image), logit);
@@ -381,6 +451,7 @@ std::tuple<Tensor, Tensor, Tensor> pool(
         add_products(rows, row_of(q, image), logit);
       }
       float top = peak;
+#pragma omp simd reduction(max : top)
       for (int64_t j = 0; j < width; ++j) {
         logit[j] += offset;
         top = std::max(top, logit[j]);
@@ -414,6 +485,7 @@ std::tuple<Tensor, Tensor, Tensor> pool(
   return {context, mean, logits};
 }
 
+template <class T>
 std::tuple<Tensor, Tensor> gate(
     const Tensor& x,
     const Optional& channel,
@@ -426,7 +498,7 @@ std::tuple<Tensor, Tensor> gate(
   const bool product = layout != "parallel";
   const Plan plan(x);
   Tensor y = at::empty_like(x);
-  const Maps from(x), to(y);
+  const Maps<T> from(x), to(y);
   const Tensor ch = contiguous(channel), q = contiguous(query);
   const Tensor b = contiguous(bias);
   const bool is_map = b.defined() && b.size(1) == plan.positions;
@@ -434,11 +506,11 @@ std::tuple<Tensor, Tensor> gate(
   const Vector ones(std::max(plan.channels, plan.width), 1);
   plan.each_span(images, [&](int64_t, int64_t image, int64_t first,
                              int64_t last) {
-    Vector buffer, out_buffer, mask(plan.width);
+    Vector mask(plan.width);
     const float* by_channel = ch.defined() ? row_of(ch, image) : ones.data();
     for (int64_t p = first; p < last; p += plan.width) {
       const int64_t width = std::min(plan.width, last - p);
-      const Rows rows = from.read(image, p, width, buffer);
+      const Rows<T> rows = from.tile(image, p, width);
       const float* by_position = ones.data();
       if (has_spatial) {
         float* logit = z.data_ptr<float>() + image * plan.positions + p;
@@ -454,19 +526,19 @@ std::tuple<Tensor, Tensor> gate(
         sigmoids(logit, mask_scale, mask.data(), width);
         by_position = mask.data();
       }
-      const Rows out = to.place(image, p, width, out_buffer);
+      const Rows<T> out = to.tile(image, p, width);
       if (from.by_channel()) {
         gate_rows(rows, by_channel, by_position, product, out);
       } else {
         gate_rows(rows, by_position, by_channel, product, out);
       }
-      to.write(image, p, out);
     }
   });
   if (has_spatial) z = z.view({images, plan.positions});
   return {y, z};
 }
 
+template <class T>
 std::tuple<Tensor, Tensor, Tensor> gate_backward(
     const Tensor& x,
     const Tensor& g,
@@ -479,21 +551,21 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(
   const bool has_spatial = layout != "channel";
   const bool sequential = layout == "sequential";
   const Plan plan(x);
-  const Maps maps(x), gradients(g);
+  const Maps<T> maps(x), gradients(g);
   const Tensor ch = contiguous(channel), zs = z.contiguous();
   Tensor dlogits = vectors(x, {has_spatial ? images * plan.positions : 0});
   Tensor sums = vectors(x, {images * plan.spans, 2, plan.channels});
   const Vector ones(std::max(plan.channels, plan.width), 1);
   plan.each_span(images, [&](int64_t part, int64_t image, int64_t first,
                              int64_t last) {
-    Vector buffer, g_buffer, mask(plan.width), unused(plan.width);
+    Vector mask(plan.width), unused(plan.width);
     float* dchannel = sums.data_ptr<float>() + part * 2 * plan.channels;
     float* dquery = dchannel + plan.channels;
     const float* by_channel = sequential ? row_of(ch, image) : ones.data();
     for (int64_t p = first; p < last; p += plan.width) {
       const int64_t width = std::min(plan.width, last - p);
-      const Rows rows = maps.read(image, p, width, buffer);
-      const Rows g_rows = gradients.read(image, p, width, g_buffer);
+      const Rows<T> rows = maps.tile(image, p, width);
+      const Rows<T> g_rows = gradients.tile(image, p, width);
       const float* logit = nullptr;
       const float* by_position = ones.data();
       float* dlogit = unused.data();
@@ -536,6 +608,7 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(
   return {ch.defined() ? sums.select(1, 0) : none, dquery, dlogits};
 }
 
+template <class T>
 std::tuple<Tensor, Tensor> input_backward(
     const Tensor& x,
     const Tensor& g,
@@ -555,7 +628,7 @@ std::tuple<Tensor, Tensor> input_backward(
   const bool has_spatial = layout != "channel", pooled = a.has_value();
   const Plan plan(x);
   Tensor dx = at::empty_like(x);
-  const Maps maps(x), gradients(g), to(dx);
+  const Maps<T> maps(x), gradients(g), to(dx);
   const Tensor ch = contiguous(channel), zs = z.contiguous();
   const Tensor dz = dlogits.contiguous(), q = contiguous(query);
   const Tensor as = contiguous(a), dc = contiguous(dcontext);
@@ -571,7 +644,7 @@ std::tuple<Tensor, Tensor> input_backward(
   const Vector ones(longest, 1), zeros(longest, 0);
   plan.each_span(images, [&](int64_t part, int64_t image, int64_t first,
                              int64_t last) {
-    Vector buffer, g_buffer, out_buffer, mask(plan.width), da(plan.width);
+    Vector mask(plan.width), da(plan.width);
     const float* by_channel[5] = {
         ch.defined() ? row_of(ch, image) : ones.data(),
         row_of(even, image),
@@ -589,7 +662,7 @@ std::tuple<Tensor, Tensor> input_backward(
         by_position[2] = row_of(dz, image) + p;
       }
       if (pooled) {
-        const Rows rows = maps.read(image, p, width, buffer);
+        const Rows<T> rows = maps.tile(image, p, width);
         const float* weight = row_of(as, image) + p;
         std::fill_n(da.data(), width, -*row_of(shift, image));
         if (maps.by_channel()) {
@@ -607,14 +680,13 @@ std::tuple<Tensor, Tensor> input_backward(
         by_position[3] = weight;
         by_position[4] = da.data();
       }
-      const Rows g_rows = gradients.read(image, p, width, g_buffer);
-      const Rows out = to.place(image, p, width, out_buffer);
+      const Rows<T> g_rows = gradients.tile(image, p, width);
+      const Rows<T> out = to.tile(image, p, width);
       if (maps.by_channel()) {
         input_gradient_rows(g_rows, by_channel, by_position, product, out);
       } else {
         input_gradient_rows(g_rows, by_position, by_channel, product, out);
       }
-      to.write(image, p, out);
     }
   });
   Tensor dquery = vectors(x, {0});
@@ -622,26 +694,39 @@ std::tuple<Tensor, Tensor> input_backward(
   return {dx, dquery};
 }
 
+// Calls the pass for the type of X.
+template <auto Float, auto Half>
+struct ByType;
+
+template <class Result, class... Args,
+          Result (*Float)(const Tensor&, Args...),
+          Result (*Half)(const Tensor&, Args...)>
+struct ByType<Float, Half> {
+  static Result call(const Tensor& x, Args... args) {
+    return (x.scalar_type() == at::kFloat ? Float : Half)(x, args...);
+  }
+};
+
 }  // namespace
 
 TORCH_LIBRARY(mmpsa_cpp, library) {
   library.def(
       "pool(Tensor x, Tensor query, Tensor? bias, Tensor? scale)"
       " -> (Tensor, Tensor, Tensor)",
-      &pool);
+      &ByType<pool<float>, pool<BFloat16>>::call);
   library.def(
       "gate(Tensor x, Tensor? channel, Tensor? query, Tensor? bias,"
       " float mask_scale, str layout) -> (Tensor, Tensor)",
-      &gate);
+      &ByType<gate<float>, gate<BFloat16>>::call);
   library.def(
       "gate_backward(Tensor x, Tensor g, Tensor? channel, Tensor z,"
       " float mask_scale, str layout, Tensor? focus)"
       " -> (Tensor, Tensor, Tensor)",
-      &gate_backward);
+      &ByType<gate_backward<float>, gate_backward<BFloat16>>::call);
   library.def(
       "input_backward(Tensor x, Tensor g, Tensor? channel, Tensor z,"
       " float mask_scale, str layout, Tensor dlogits, Tensor? query,"
       " Tensor dmean, Tensor? a, Tensor? dcontext, Tensor? pool_query,"
       " Tensor? context) -> (Tensor, Tensor)",
-      &input_backward);
+      &ByType<input_backward<float>, input_backward<BFloat16>>::call);
 }
