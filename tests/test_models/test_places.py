@@ -365,11 +365,55 @@ def test_frozen_stages_freeze_what_is_after_them():
         backbone.train()
 
 
+@pytest.mark.parametrize('position', ['after_stage', 'output'])
+def test_weights_at_maps(position, tmp_path):
+    """Own initialisation from scratch, the file's where it has some."""
+    cfg = dict(type='PSA', identity_init=True)
+    plugins = [dict(cfg=cfg, position=position)]
+    scratch = build('mmpose', 'HRNet', plugins=plugins)
+    scratch.init_weights()
+    psa = [m for m in scratch.modules() if type(m).__name__[:5] == 'Polar']
+    assert psa
+    for block in psa:  # mmpose's HRNet gives convolutions 0.001
+        assert block.sp_wq.weight.std() > 0.05
+        assert not block.sp_wv.weight.any()
+
+    baseline = randomise(upstream('mmpose', 'HRNet'))
+    for saved in (baseline, randomise(scratch)):
+        torch.save(saved.state_dict(), tmp_path / 'saved.pth')
+        init_cfg = dict(
+            type='Pretrained', checkpoint=str(tmp_path / 'saved.pth')
+        )
+        backbone = build('mmpose', 'HRNet', plugins=plugins, init_cfg=init_cfg)
+        backbone.init_weights()
+        x = images()
+        for a, b in zip(evaluated(backbone)(x), evaluated(saved)(x)):
+            assert torch.equal(a, b)
+
+
 def test_not_where_a_recursive_pyramid_calls_blocks():
     backbone = build('mmdet', 'DetectoRS_ResNet50', rfp_inplanes=16)
     for position in ('after_stage', 'output'):
         with pytest.raises(ValueError, match='recursive feature pyramid'):
             insert_plugins(backbone, [probe(position)])
+
+
+def test_a_stage_that_would_run_its_children_holds_no_plugins():
+    class Backbone(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer1 = torch.nn.Sequential(
+                torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+            )
+
+        def forward(self, x):
+            return self.layer1(x)
+
+    backbone = Backbone()
+    with pytest.raises(ValueError, match='a Sequential of single layers'):
+        insert_plugins(backbone, [probe('after_stage')])
+    assert insert_plugins(backbone, [probe('output')])
+    run(backbone, images())
 
 
 def test_stages_without_blocks_are_named():

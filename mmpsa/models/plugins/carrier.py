@@ -71,8 +71,9 @@ class BlockCarrier:
 
     def __call__(self, child, args, output=None):
         x = output if self.anchor.after else args[0]
-        # TridentNet's branches are a list.
-        return apply_to_maps(self._run, x)
+        if isinstance(x, list):  # TridentNet's branches
+            return [self._run(branch) for branch in x]
+        return self._run(x)
 
     def _run(self, x):
         for name in self.names:

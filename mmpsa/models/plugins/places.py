@@ -60,12 +60,15 @@ class MapPlace:
         self._widths = widths
         self._index = index
         while type(self._host).forward is nn.Sequential.forward:
-            # not a leaf: runners replace norm layers
-            name, self._host = [
+            # not a single layer: runners replace norm layers
+            inner = [
                 (f'{name}.{child}', module)
                 for child, module in self._host.named_children()
                 if any(module.children())
-            ][-1]
+            ]
+            if not inner:
+                raise ValueError(f'{name} is a Sequential of single layers')
+            name, self._host = inner[-1]
         self.path = f'{name}.{position}.{index}'.lstrip('.')
 
     @property
@@ -140,14 +143,14 @@ class Places:
         for name in names:
             try:
                 widths = self._widths.get(name)
+                places += [
+                    MapPlace(self._backbone, name, position, widths, i)
+                    for i in range(len(widths or []))
+                ]
             except ValueError as error:
                 return str(error)
             if not widths:
                 return f'{name or "it"} returns no N×C×H×W maps of fixed width'
-            places += [
-                MapPlace(self._backbone, name, position, widths, i)
-                for i in range(len(widths))
-            ]
         return places
 
     @cached_property
