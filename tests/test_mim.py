@@ -19,7 +19,7 @@ from mmpsa.zoo import content_hash
 pytest.importorskip('mim')
 
 ROOT = Path(__file__).parents[1]
-NAME = 'fcn_r18-w32_1xb16-250_figures-128x128_psa-p'
+NAME = 'fcn_r18-w32_1xb16-250_figures-128x128_psa-s'
 CONFIG = f'configs/quickstart/{NAME}.py'
 
 

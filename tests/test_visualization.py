@@ -419,7 +419,7 @@ class TestTool:
     def run(self, tmp_path, monkeypatch):
         """Draw for a picture of 90×60, with untrained weights."""
 
-        def run(codebase, suffix='_psa-p'):
+        def run(codebase, suffix='_psa-s'):
             path = ROOT / f'configs/quickstart/{CONFIGS[codebase]}{suffix}.py'
             cfg = Config.fromfile(path)
             apis = import_module(f'{codebase}.apis')

@@ -25,9 +25,9 @@ POSE = 'td-hm_res18-w32_1xb16-5e_figures-64x64'
 SEG = 'fcn_r18-w32_1xb16-250_figures-128x128'
 RUNS = {  # label: config
     'pose': POSE,
-    'pose + PSA': f'{POSE}_psa-p',
+    'pose + PSA': f'{POSE}_psa-s',
     'segmentation': SEG,
-    'segmentation + PSA': f'{SEG}_psa-p',
+    'segmentation + PSA': f'{SEG}_psa-s',
 }
 PICTURES = (1, 19, 30)  # of the validation split, drawn in the picture
 MASKED = ('layer1.1', 'layer3.1')  # blocks whose spatial masks are drawn
@@ -220,7 +220,7 @@ def draw(models):
         titles = [f'{task}:\npicture', 'ground truth']
         titles += [f'{x}:\n{metric_of(RUNS[x])}' for x in labels]
         titles += [
-            f'spatial mask of PSA in\n{name}: 0 shut, 1 open'
+            f'spatial mask of PSA in\n{name}: 0 shut, 1 unchanged'
             for name in MASKED
         ]
         for axis, title in zip(rows[0], titles):

@@ -5,7 +5,7 @@ model = dict(
     backbone=dict(
         plugins=[
             dict(
-                cfg=dict(type='PSA', layout='parallel', identity_init=True),
+                cfg=dict(type='PSA', layout='sequential', identity_init=True),
                 stages=(True, True, True, True),
                 position='after_conv1',
             )
