@@ -80,7 +80,7 @@ setup(
     version=runpy.run_path(str(ROOT / 'mmpsa/version.py'))['__version__'],
     install_requires=requirements('runtime'),
     extras_require={
-        name: requirements(name) for name in ('pose', 'seg', 'dev')
+        name: requirements(name) for name in ('pose', 'seg', 'pretrain', 'dev')
     },
     ext_modules=built.get('ext_modules'),
     cmdclass=dict(

@@ -18,12 +18,14 @@ VERSIONS = {
     'mmcv': ('2.1.0', '2.2.0'),
     'mmpose': ('1.3.0', '1.4.0'),
     'mmseg': ('1.2.2', '1.3.0'),
+    'mmdet': ('3.0.0', '3.4.0'),
+    'mmpretrain': ('1.2.0', '1.3.0'),
 }
-CODEBASES = ('mmpose', 'mmseg')
+CODEBASES = ('mmpose', 'mmseg', 'mmdet', 'mmpretrain')
 
 
 def installed_codebases() -> List[str]:
-    """Those of mmpose and mmseg that are installed."""
+    """Those of ``CODEBASES`` that are installed."""
     return [name for name in CODEBASES if find_spec(name)]
 
 

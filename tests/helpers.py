@@ -1,12 +1,13 @@
-"""Small backbones, a plugin that counts its calls, blocks to compare."""
+"""A plugin that counts its calls, backbones and blocks to compare."""
 
 import copy
 from functools import partial
 from importlib import import_module
 
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import digit_version
+from small_backbones import BACKBONES
 from torch import nn
 
 from mmpsa import PolarizedSelfAttention  # registers the backbones too
@@ -30,60 +31,36 @@ class Probe(nn.Module):
         return x * self.weight
 
 
-def _hrnet(block):
-    def stage(num_branches, block):
-        return dict(
-            num_modules=1,
-            num_branches=num_branches,
-            block=block,
-            num_blocks=(1,) * num_branches,
-            num_channels=(4, 8, 16, 32)[:num_branches],
-        )
-
-    stages = {f'stage{n}': stage(n, block) for n in (2, 3, 4)}
-    return dict(
-        type='HRNet', extra=dict(stage1=stage(1, 'BOTTLENECK'), **stages)
-    )
-
-
-def _resnet(name, depth, **kwargs):
-    return dict(
-        type=name, depth=depth, base_channels=8, stem_channels=8, **kwargs
-    )
-
-
 # float16 on the CPU came later than torch 2.1.
 AUTOCAST_DTYPES = [torch.bfloat16]
 if digit_version(torch.__version__) >= digit_version('2.6.0'):
     AUTOCAST_DTYPES.append(torch.float16)
 
-# Every backbone that takes plugins, with both kinds of blocks.
-BACKBONES = {
-    'mmpose': {
-        'HRNet': _hrnet('BASIC'),
-        'HRNet-bottleneck': _hrnet('BOTTLENECK'),
-        'ResNet18': _resnet('ResNet', 18),
-        'ResNet50': _resnet('ResNet', 50),
-        'ResNetV1d50': _resnet('ResNetV1d', 50),
-        'ResNeXt50': _resnet('ResNeXt', 50, groups=2, width_per_group=2),
-        'SEResNet50': _resnet('SEResNet', 50, se_ratio=4),
-        # It pools by four in every block.
-        'SCNet50': _resnet('SCNet', 50, strides=(1, 2, 2, 1)),
-    },
-    'mmseg': {
-        'HRNet': _hrnet('BASIC'),
-        'HRNet-bottleneck': _hrnet('BOTTLENECK'),
-        'ResNet18': _resnet('ResNet', 18),
-        'ResNet50': _resnet('ResNet', 50),
-        'ResNetV1c50': _resnet('ResNetV1c', 50),
-        'ResNetV1d18': _resnet('ResNetV1d', 18),
-        'ResNeXt50': _resnet('ResNeXt', 50, groups=2, base_width=2),
-    },
-}
+# Those that the paper's experiments take, and their kin.
 ALL = [
     (codebase, name)
-    for codebase, backbones in BACKBONES.items()
-    for name in backbones
+    for codebase in ('mmpose', 'mmseg')
+    for name in (
+        'HRNet',
+        'HRNet-bottleneck',
+        'ResNet18',
+        'ResNet50',
+        'ResNetV1c50',
+        'ResNetV1d18',
+        'ResNetV1d50',
+        'ResNeXt50',
+        'SEResNet50',
+        'SCNet50',
+    )
+    if name in BACKBONES[codebase]
+]
+# Those that can be built here: two want packages of their own, and
+# mmpretrain may be absent.
+EVERY = [
+    (codebase, name)
+    for codebase in ('mmpose', 'mmseg', 'mmdet')
+    for name in BACKBONES[codebase]
+    if name not in ('TIMMBackbone', 'VPD')
 ]
 
 
@@ -98,7 +75,8 @@ def upstream(codebase, name, **kwargs):
     """Build the same backbone from upstream's own class."""
     cfg = copy.deepcopy(BACKBONES[codebase][name])
     backbones = import_module(f'{codebase}.models.backbones')
-    return getattr(backbones, cfg.pop('type'))(**dict(cfg, **kwargs))
+    with DefaultScope.overwrite_default_scope(codebase):
+        return getattr(backbones, cfg.pop('type'))(**dict(cfg, **kwargs))
 
 
 def last_position(name):

@@ -52,7 +52,7 @@ class TestRequirements:
     def test_ranges_are_those_checked_at_import(self):
         ranges = {
             wanted.name.replace('mmsegmentation', 'mmseg'): wanted.specifier
-            for name in ('runtime', 'pose', 'seg')
+            for name in ('runtime', 'pose', 'seg', 'pretrain')
             for wanted in requirements(name)
         }
         for name, (low, high) in VERSIONS.items():

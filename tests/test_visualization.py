@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import BACKBONES
+from helpers import build as build_backbone
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook
@@ -24,6 +24,7 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
+from small_backbones import BACKBONES
 from torch import nn
 
 from mmpsa.visualization import (
@@ -110,6 +111,39 @@ class TestFind:
             'layer2.1.psa',
             'layer2.1.psa_b',
         ]
+
+    @pytest.mark.parametrize(
+        'codebase, name, position, names',
+        [
+            ('mmpose', 'HRNet', 'output', ['output.0.psa']),
+            (
+                'mmpose',
+                'HRNet',
+                'after_stage',
+                ['layer1.0.after_stage.0.psa']
+                + [f'stage2.0.after_stage.{n}.psa' for n in range(2)]
+                + [f'stage3.0.after_stage.{n}.psa' for n in range(3)]
+                + ['stage4.0.after_stage.0.psa'],
+            ),
+            (
+                'mmseg',
+                'VisionTransformer',
+                'output',
+                ['output.0.psa', 'output.1.psa'],
+            ),
+            (
+                'mmdet',
+                'HourglassNet',
+                'after_stage',
+                [f'hourglass_modules.{n}.after_stage.0.psa' for n in range(2)],
+            ),
+        ],
+    )
+    def test_each_map(self, codebase, name, position, names):
+        plugins = [dict(cfg=dict(type='PSA'), position=position)]
+        model = nn.Module()
+        model.backbone = build_backbone(codebase, name, plugins=plugins)
+        assert list(find_psa(model)) == names
 
     def test_inside_wrappers(self):
         model = build({})

@@ -93,6 +93,10 @@ class PolarizedSelfAttention(BaseModule):
                 f'layout must be one of {LAYOUTS[variant]} for '
                 f'variant={variant!r}, got {layout!r}'
             )
+        if not isinstance(identity_init, bool):
+            raise ValueError(
+                f'identity_init must be a bool, got {identity_init!r}'
+            )
         if identity_init and variant != 'paper':
             raise ValueError(
                 "identity_init needs variant='paper': the masks of "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpsa.models import PolarizedSelfAttention
+from mmpsa.models.plugins.places import AFTER_STAGE
 
 _LEGEND = (
     'Left: the input of the network, {}×{} pixels.\n\n'
@@ -48,7 +49,8 @@ def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
     """The last PSA block of each stage of a model's backbone, by name.
 
     In HRNet the last one of each branch of each stage; where residual blocks
-    have several PSA plugins, the last one of each.
+    have several PSA plugins, the last one of each. Those after a stage, and
+    those of each output of the backbone, are counted apart.
 
     Args:
         model (nn.Module): A model of mmpose or mmseg (anything with a
@@ -60,9 +62,12 @@ def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
     model, last = _unwrap(model), {}
     for name, module in model.backbone.named_modules():
         if isinstance(module, PolarizedSelfAttention):
-            stage, *_, plugin = name.split('.')
+            *path, plugin = name.split('.')
+            # A stage is a name with a number, or an item of a list.
+            stage = tuple(path[: 1 if path[0][-1].isdigit() else 2])
+            kind = plugin, AFTER_STAGE in path
             # The branches of HRNet differ in width.
-            last[stage, plugin, module.in_channels] = name, module
+            last[stage, kind, module.in_channels] = name, module
     if not last:
         raise ValueError(
             f'the backbone of {type(model).__name__} has no PSA blocks whose '

@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers import (
     ALL,
-    BACKBONES,
     Probe,
     build,
     images,
@@ -168,24 +167,17 @@ def test_copies_are_independent(codebase, name):
     assert not same(clone(x), expected)
 
 
-@pytest.mark.parametrize('codebase, name', ALL)
-def test_without_plugins_upstreams_own(codebase, name):
-    """Same keys, same output bit for bit, same class name."""
-    ours, theirs = build(codebase, name), upstream(codebase, name)
-    assert type(ours) is not type(theirs)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert repr(ours) == repr(theirs)
-    theirs.load_state_dict(ours.state_dict())
-    x = images()
-    for mode in (True, False):
-        ours.train(mode), theirs.train(mode)
-        assert same(ours(x), theirs(x))
-
-
-@pytest.mark.parametrize('name', ['ResNet50', 'ResNetV1c50'])
+@pytest.mark.parametrize(
+    'codebase, name',
+    [
+        ('mmseg', 'ResNet50'),
+        ('mmseg', 'ResNetV1c50'),
+        ('mmdet', 'ResNet50'),
+    ],
+)
 @pytest.mark.parametrize('plugin', ['ContextBlock', 'NonLocal2d', 'PSA'])
-def test_equals_native_plugins(name, plugin):
-    """mmseg's ResNet has plugins of its own for Bottleneck."""
+def test_equals_native_plugins(codebase, name, plugin):
+    """The Bottleneck of these has plugins of its own."""
     cfg = dict(type=plugin)
     if plugin == 'ContextBlock':
         cfg['ratio'] = 0.5
@@ -199,9 +191,9 @@ def test_equals_native_plugins(name, plugin):
         dict(cfg=cfg, position='after_conv2', stages=(True, False) * 2),
     ]
     given = copy.deepcopy(plugins)
-    ours = build('mmseg', name, plugins=plugins)
+    ours = build(codebase, name, plugins=plugins)
     assert plugins == given
-    theirs = upstream('mmseg', name, plugins=plugins)
+    theirs = upstream(codebase, name, plugins=plugins)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     randomise(theirs)
     ours.load_state_dict(theirs.state_dict())
@@ -298,7 +290,8 @@ def test_with_cp(codebase, name):
 def with_psa_and_probe(codebase, name, **kwargs):
     last = probe(last_position(name), 0.5)
     psa = dict(cfg=dict(type='PSA'), position='after_conv1')
-    backbone = build(codebase, name, plugins=[psa, last], **kwargs)
+    maps = [probe(p, 0.5) for p in ('after_stage', 'output')]
+    backbone = build(codebase, name, plugins=[psa, last, *maps], **kwargs)
     randomise(backbone)
     backbone.eval()
     return backbone
@@ -374,7 +367,7 @@ REFUSED = [
     (
         [probe('after_conv1', postfix=1.5)],
         ValueError,
-        r"\['postfix'\] must be a str without dots or an int, got 1.5",
+        r"\['postfix'\] must be an int or a str of letters, .* got 1.5",
     ),
     (
         [dict(probe('after_conv1'), postfix='1')],
@@ -394,7 +387,7 @@ REFUSED = [
     (
         [probe('after_conv3')],
         ValueError,
-        r'must be one of .*after_conv2.* for layer1.0, a BasicBlock',
+        r"\['position'\]: .* layer1.0, a BasicBlock, has after_conv1 and aft",
     ),
     (
         [probe('after_conv1', stages=(True,) * 3)],
@@ -421,6 +414,118 @@ REFUSED = [
         ValueError,
         'cannot be built for layer1.0 with in_channels=8: .*ratio',
     ),
+    # what could be taken for plugins
+    ('PSA', TypeError, 'plugins must be a list of dicts, got str'),
+    (True, TypeError, 'plugins must be a list of dicts, got bool'),
+    (3, TypeError, 'plugins must be a list of dicts, got int'),
+    (iter([probe('after_conv1')]), TypeError, 'plugins must be a list'),
+    ([None], TypeError, r'plugins\[0\] must be a dict, got NoneType'),
+    ([[probe('after_conv1')]], TypeError, r'plugins\[0\] must be a dict'),
+    ([probe('after_conv1'), 1], TypeError, r'plugins\[1\] must be a dict'),
+    ([{}], ValueError, r"plugins\[0\] lacks the key 'cfg'"),
+    ([{**probe('after_conv1'), 1: 2}], ValueError, 'unknown key 1;'),
+    # … for a position
+    *(
+        ([probe(position)], ValueError, r"\['position'\] must be one of")
+        for position in (
+            'after_conv0',
+            'after_conv4',
+            'after_conv-1',
+            'AFTER_CONV1',
+            'conv1',
+            'after_conv1 ',
+            'outputs',
+            '',
+            None,
+            1,
+            ['after_conv1'],
+            ('after_conv1', 'after_conv2'),
+        )
+    ),
+    # … for stages
+    *(
+        (
+            [probe('after_conv1', stages=stages)],
+            ValueError,
+            r"\['stages'\] must be 4 booleans, one for each stage of",
+        )
+        for stages in (
+            (1, 0, 1, 1),
+            ('True',) * 4,
+            'True',
+            '1111',
+            True,
+            4,
+            (),
+            (True,) * 5,
+            (True, True, True, None),
+            (1.0,) * 4,
+            {0: True, 1: True, 2: True, 3: True},
+        )
+    ),
+    (
+        [probe('output', stages=(True,) * 4)],
+        ValueError,
+        r"\['stages'\] must be 1 booleans, one for each output of the back",
+    ),
+    (
+        [probe('after_stage', stages=(1,) * 4)],
+        ValueError,
+        r"\['stages'\] must be 4 booleans",
+    ),
+    # … for a cfg
+    *(
+        ([dict(cfg=cfg, position='after_conv1')], error, message)
+        for cfg, error, message in (
+            ({}, ValueError, r"\['cfg'\] lacks the key 'type'"),
+            (None, TypeError, r"\['cfg'\] must be a dict, got NoneType"),
+            ([('type', 'PSA')], TypeError, r"\['cfg'\] must be a dict"),
+            (dict(type=None), TypeError, r"\['type'\] must be a registered"),
+            (dict(type=5), TypeError, r"\['type'\] must be a registered"),
+            (dict(type=['PSA']), TypeError, r"\['type'\] must be a regist"),
+            (dict(type=''), ValueError, r"\['cfg'\] cannot be built"),
+            (dict(type='psa'), ValueError, r"\['cfg'\] cannot .*psa"),
+            (dict(type='mmseg.Nope'), ValueError, r"\['cfg'\] .*Nope"),
+            (dict(type='ResNet'), ValueError, r"\['cfg'\] cannot be built"),
+            (dict(type='BN'), ValueError, r"\['cfg'\] cannot be built"),
+            (dict(type=nn.ReLU), ValueError, r"\['cfg'\] cannot be built"),
+            (dict(type='PSA', layout='both'), ValueError, 'layout must be'),
+            (dict(type='PSA', layout=None), ValueError, 'layout must be'),
+            (dict(type='PSA', variant='x'), ValueError, 'variant must be'),
+            (dict(type='PSA', in_channels=8), ValueError, 'in_channels'),
+            (dict(type='PSA', backend='gpu'), ValueError, 'backend'),
+            (
+                dict(type='PSA', variant='official', layout='channel'),
+                ValueError,
+                'layout must be one of',
+            ),
+            (
+                dict(type='PSA', variant='official', identity_init=True),
+                ValueError,
+                'identity_init needs',
+            ),
+            (
+                dict(type='PSA', identity_init='no'),
+                ValueError,
+                "identity_init must be a bool, got 'no'",
+            ),
+            (dict(type='PSA', _scope_=1), TypeError, r"\['_scope_'\] must"),
+            *(
+                (
+                    dict(type='PSA', postfix=postfix),
+                    ValueError,
+                    r"\['postfix'\] must be an int or a str",
+                )
+                for postfix in (-1, True, 'a.b', 'a b', None, ['1'])
+            ),
+        )
+    ),
+    # … and for two that go together
+    (
+        [probe('output'), probe('after_conv1'), probe('output')],
+        ValueError,
+        r"plugins\[2\]: the name 'probe' is taken in output.0",
+    ),
 ]
 
 
@@ -436,22 +541,13 @@ def test_refused_plugins(plugins, error, message):
         build('mmpose', 'ResNet18', plugins=plugins)
 
 
-def test_refused_backbones():
-    """Without residual blocks, or with blocks that run otherwise."""
-    from mmpose.models.backbones import MobileNetV2, ResNeSt
+def test_refused_modules():
+    """What is no backbone: a layer, a neck that reads several maps."""
+    from mmseg.models.necks import FPN
 
-    for backbone in (MobileNetV2(), ResNeSt(depth=50), nn.Conv2d(3, 3, 1)):
-        with pytest.raises(
-            ValueError,
-            match=f'{type(backbone).__name__} has no stages of residual',
-        ):
-            insert_plugins(backbone, [probe('after_conv1')])
-
-
-def test_every_backbone_is_tested():
-    from mmpsa.models.backbones import mmpose, mmseg
-
-    for module in (mmpose, mmseg):
-        codebase = module.__name__.rsplit('.', 1)[-1]
-        tested = {cfg['type'] for cfg in BACKBONES[codebase].values()}
-        assert tested == set(module.NAMES)
+    for module in (nn.Conv2d(3, 3, 1), FPN([8, 16], 8, num_outs=2)):
+        name = type(module).__name__
+        with pytest.raises(ValueError, match=f'{name} takes no plugin'):
+            insert_plugins(module, [probe('after_conv1')])
+    with pytest.raises(ValueError, match='FPN does not run on pictures'):
+        insert_plugins(module, [probe('output')])

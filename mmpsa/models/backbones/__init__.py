@@ -1,4 +1,4 @@
-"""Backbones of mmpose and mmseg that take ``plugins=``."""
+"""Upstream's backbones with ``plugins=``."""
 
 from .pluggable import register_backbones
 

@@ -1,9 +1,8 @@
-"""The residual backbones of mmpose with ``plugins=``."""
+"""The backbones of mmpose with ``plugins=``."""
 
-from mmpose.models import backbones
+import mmpose.models  # noqa: F401
 from mmpose.registry import MODELS
 
 from .pluggable import pluggable
 
-NAMES = ('HRNet', 'ResNet', 'ResNetV1d', 'ResNeXt', 'SEResNet', 'SCNet')
-globals().update(pluggable(backbones, NAMES, MODELS, __name__))
+globals().update(pluggable(MODELS, __name__))

@@ -1,9 +1,8 @@
-"""The residual backbones of mmsegmentation with ``plugins=``."""
+"""The backbones of mmseg with ``plugins=``."""
 
-from mmseg.models import backbones
+import mmseg.models  # noqa: F401
 from mmseg.registry import MODELS
 
 from .pluggable import pluggable
 
-NAMES = ('HRNet', 'ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt')
-globals().update(pluggable(backbones, NAMES, MODELS, __name__))
+globals().update(pluggable(MODELS, __name__))

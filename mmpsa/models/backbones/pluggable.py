@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Dict, Optional, Sequence
 
 from mmengine.logging import print_log
+from mmengine.model import BaseModule
 from mmengine.registry import Registry
 
 from mmpsa.models.plugins import insert_plugins
@@ -54,26 +55,26 @@ class PluggableBackbone:
             )
 
 
-def pluggable(
-    upstream: object, names: Sequence[str], registry: Registry, module: str
-) -> Dict[str, type]:
-    """Subclass upstream's backbones and register them in their stead.
+def pluggable(registry: Registry, module: str) -> Dict[str, type]:
+    """Subclass a codebase's backbones and register them in their stead.
 
     Args:
-        upstream (module): Where the backbone classes are.
-        names (Sequence[str]): Their names, kept for the subclasses.
-        registry (Registry): The codebase's ``MODELS``.
+        registry (Registry): The codebase's ``MODELS``, with its models loaded.
         module (str): The module that the classes will be attributes of.
 
     Returns:
-        dict[str, type]: The subclasses by name.
+        dict[str, type]: The subclasses by the names of the backbones.
     """
+    upstream = f'{registry.scope}.models.backbones.'
     classes = {}
-    for name in names:
-        base = getattr(upstream, name)
-        body = {'__module__': module, '__doc__': base.__doc__}
-        classes[name] = type(name, (PluggableBackbone, base), body)
-        registry.register_module(module=classes[name], force=True)
+    for name, base in list(registry.module_dict.items()):
+        if base.__module__.startswith(upstream) and issubclass(
+            base, BaseModule
+        ):
+            body = {'__module__': module, '__doc__': base.__doc__}
+            cls = type(base.__name__, (PluggableBackbone, base), body)
+            classes[name] = cls
+            registry.register_module(name=name, module=cls, force=True)
     return classes
 
 
@@ -85,7 +86,8 @@ def register_backbones(codebase: str) -> None:
     them. Where they are there already, ours are imported at once.
 
     Args:
-        codebase (str): ``'mmpose'`` or ``'mmseg'``, which must be installed.
+        codebase (str): One of :data:`mmpsa.compatibility.CODEBASES`, which
+            must be installed.
     """
     registry = import_module(f'{codebase}.registry').MODELS
     location = f'mmpsa.models.backbones.{codebase}'

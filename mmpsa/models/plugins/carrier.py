@@ -1,20 +1,48 @@
-"""What runs the plugins of a block."""
+"""What runs the plugins."""
+
+from itertools import count
+from typing import List
 
 from torch import nn
 
-from .blocks import Anchor
+from .blocks import NATIVE, POSITIONS, Anchor
+from .maps import apply_to_maps
 
 
-def carrier_of(block, anchor):
-    """The carrier of a position, made at the first plugin there."""
+def run_in_block(block: nn.Module, position: str, anchor: Anchor, name: str):
+    """Let the block's child ``name`` run at one of its positions."""
+    if anchor.child is NATIVE:
+        if not block.with_plugins:
+            block.with_plugins = True
+            for each in POSITIONS:
+                setattr(block, f'{each}_plugin_names', [])
+        getattr(block, f'{position}_plugin_names').append(name)
+        return
     if not hasattr(block, 'plugin_carriers'):
         block.plugin_carriers = {}
     if anchor not in block.plugin_carriers:
-        block.plugin_carriers[anchor] = Carrier(block, anchor)
-    return block.plugin_carriers[anchor]
+        block.plugin_carriers[anchor] = BlockCarrier(block, anchor)
+    block.plugin_carriers[anchor].names.append(name)
 
 
-class Carrier:
+def plugins_of_map(
+    module: nn.Module,
+    host: nn.Module,
+    position: str,
+    widths: List[int],
+    index: int,
+) -> nn.ModuleDict:
+    """The plugins of a map that a module returns, made at the first one."""
+    if not hasattr(host, position):
+        host.add_module(position, nn.ModuleDict())
+        module.register_forward_hook(MapCarrier(host, position, widths))
+    maps = getattr(host, position)
+    if str(index) not in maps:
+        maps[str(index)] = nn.ModuleDict()
+    return maps[str(index)]
+
+
+class BlockCarrier:
     """Runs the plugins of one position of one block.
 
     Blocks and plugins outlive their neighbours: a runner replaces norm layers
@@ -43,6 +71,38 @@ class Carrier:
 
     def __call__(self, child, args, output=None):
         x = output if self.anchor.after else args[0]
+        if isinstance(x, list):  # TridentNet's branches
+            return [self._run(branch) for branch in x]
+        return self._run(x)
+
+    def _run(self, x):
         for name in self.names:
             x = getattr(self.block, name)(x)
         return x
+
+
+class MapCarrier:
+    """Runs the plugins of the maps that a stage or a backbone returns.
+
+    They are the children of ``host``, by position, index of the map and name.
+    Maps of other widths than ``widths`` are returned in training alone.
+    """
+
+    def __init__(self, host: nn.Module, position: str, widths: List[int]):
+        self.host = host
+        self.position = position
+        self.widths = widths
+
+    def __call__(self, module, args, output):
+        plugins = getattr(self.host, self.position)
+        indices = count()
+
+        def run(x):
+            if x.shape[1] in self.widths:
+                index = str(next(indices))
+                if index in plugins:
+                    for layer in plugins[index].values():
+                        x = layer(x)
+            return x
+
+        return apply_to_maps(run, output)

@@ -1,6 +1,9 @@
 """The entries of ``plugins=``, checked."""
 
-POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
+import re
+
+from .places import OUTPUT, POSITIONS
+
 KEYS = ('cfg', 'stages', 'position')
 
 
@@ -38,11 +41,25 @@ def check_plugins(plugins):
             raise ValueError(
                 f"{where}['cfg'] lacks the key 'type', got {dict(cfg)}"
             )
+        kind, scope = cfg['type'], cfg.get('_scope_')
+        if not isinstance(kind, (str, type)):
+            raise TypeError(
+                f"{where}['cfg']['type'] must be a registered name or a "
+                f'class, got {kind!r}'
+            )
+        if not isinstance(scope, (str, type(None))):
+            raise TypeError(
+                f"{where}['cfg']['_scope_'] must be a str, got {scope!r}"
+            )
         postfix = cfg.get('postfix', '')
-        if not isinstance(postfix, (str, int)) or '.' in str(postfix):
+        if (
+            not isinstance(postfix, (str, int))
+            or isinstance(postfix, bool)
+            or not re.fullmatch(r'\w*', str(postfix))
+        ):
             raise ValueError(
-                f"{where}['cfg']['postfix'] must be a str without dots or "
-                f'an int, got {postfix!r}'
+                f"{where}['cfg']['postfix'] must be an int or a str of "
+                f'letters, digits and underscores, got {postfix!r}'
             )
         if position not in POSITIONS:
             raise ValueError(
@@ -53,15 +70,16 @@ def check_plugins(plugins):
 
 def check_stages(plugin, num_stages, where):
     stages = plugin.get('stages')
+    of = 'output' if plugin['position'] == OUTPUT else 'stage'
     if stages is None:
         return [True] * num_stages
     if (
         not isinstance(stages, (list, tuple))
         or len(stages) != num_stages
-        or any(flag not in (True, False) for flag in stages)
+        or any(not isinstance(flag, bool) for flag in stages)
     ):
         raise ValueError(
             f"{where}['stages'] must be {num_stages} booleans, one for each "
-            f'stage of the backbone, got {stages!r}'
+            f'{of} of the backbone, got {stages!r}'
         )
     return stages

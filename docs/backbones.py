@@ -1,0 +1,95 @@
+"""Write docs/backbones.md: which backbone takes plugins at which position."""
+
+import copy
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from mmengine.logging import MMLogger
+
+import mmpsa  # noqa: F401
+from mmpsa.compatibility import CODEBASES
+from mmpsa.models.plugins.places import POSITIONS, Places
+
+FOLDER = Path(__file__).parent
+sys.path.append(str(FOLDER.parent / 'tests'))
+
+from small_backbones import BACKBONES  # noqa: E402
+
+PAGE = """# Positions of every backbone
+
+Written by `python docs/backbones.py`, from the registries, with all four
+codebases installed. A number after a
+name is a depth; a word, a kind of block. What the positions mean:
+[plugins.md](plugins.md).
+
+- ✓: in every stage (for `output`: at every map that the backbone returns).
+- `stages`: in those alone; the entry's `stages=` must leave the others out.
+- –: nowhere. In `after_conv…`, because the backbone has no residual blocks
+  with such convolutions; elsewhere, the last column says why.
+
+The second column has the number of stages, the flags of `stages=`, and the
+first of them. `output` has a flag for each map instead, as many as
+`out_indices` and the like make the backbone return.
+"""
+HEAD = f'| backbone | stages | {" | ".join(f"`{p}`" for p in POSITIONS)} | |'
+
+
+def section(codebase):
+    """A codebase's table; its last row counts those with each position."""
+    rows = {
+        name: row_of(codebase, cfg)
+        for name, cfg in sorted(BACKBONES[codebase].items())
+    }
+    taken = [
+        str(sum(row[1 + i] not in '–?' for row in rows.values()))
+        for i in range(len(POSITIONS))
+    ]
+    rows[f'**{len(rows)} rows**'] = ['', *taken, '']
+    return '\n'.join(
+        [
+            f'\n## {codebase}\n\n{HEAD}\n|---|{"---|" * (len(POSITIONS) + 2)}',
+            *(f'| {name} | {" | ".join(r)} |' for name, r in rows.items()),
+            '',
+        ]
+    )
+
+
+def row_of(codebase, cfg):
+    """Stages, a cell for each position, and why not."""
+    registry = import_module(f'{codebase}.registry').MODELS
+    try:
+        backbone = registry.build(dict(copy.deepcopy(cfg), _scope_=codebase))
+    except (
+        AssertionError,
+        ImportError,
+        RuntimeError,
+    ) as error:  # a package is missing
+        return ['?', *'?' * len(POSITIONS), f'not tried: {error}']
+    places, cells, reasons = Places(backbone), [], []
+    for position in POSITIONS:
+        try:
+            found = places.find(position)
+        except ValueError as error:
+            cells.append('–')
+            if position not in POSITIONS[:3]:
+                _, reason, *_ = str(error).split(': ')
+                reasons.append(f'`{position}`: {reason}')
+        else:
+            cells.append(_cell([not isinstance(x, str) for x in found]))
+    names = places.stages
+    stages = f'{len(names)}, `{names[0][0]}` …' if names else '–'
+    return [stages, *cells, '; '.join(reasons)]
+
+
+def _cell(taken):
+    if all(taken):
+        return '✓'
+    numbers = [str(i + 1) for i, flag in enumerate(taken) if flag]
+    return f'stage{"s" * (len(numbers) > 1)} {", ".join(numbers)}'
+
+
+if __name__ == '__main__':
+    MMLogger.get_current_instance().setLevel('ERROR')
+    sections = (section(codebase) for codebase in CODEBASES)
+    (FOLDER / 'backbones.md').write_text(PAGE + ''.join(sections))

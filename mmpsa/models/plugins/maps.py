@@ -1,0 +1,96 @@
+"""The feature maps that a module returns."""
+
+import copy
+from itertools import product
+from typing import Callable, Dict, List, Sequence
+
+import torch
+from mmengine.model import revert_sync_batchnorm
+from mmengine.utils import to_2tuple
+from torch import Tensor, nn
+
+# In pixels; some backbones do not run on the small ones.
+_SIZES = (64, 128, 256)
+
+
+def apply_to_maps(function: Callable[[Tensor], Tensor], output):
+    """``function`` of each N×C×H×W tensor in tuples and lists, in order.
+
+    Everything else (tokens, ``None``) is returned as it is.
+    """
+    if isinstance(output, Tensor) and output.dim() == 4:
+        return function(output)
+    if isinstance(output, (list, tuple)):
+        return type(output)(apply_to_maps(function, x) for x in output)
+    return output
+
+
+def find_widths(
+    backbone: nn.Module, names: Sequence[str]
+) -> Dict[str, List[int]]:
+    """The channels of each map that modules of a backbone return.
+
+    A copy of the backbone is run on pictures, once as in evaluation and once
+    as in training, at different sizes. The backbone, and the state of the
+    random numbers, stay as they are. Maps of a width that evaluation does not
+    return (training's auxiliary ones) are left out.
+
+    Args:
+        backbone (nn.Module): What takes N×C×H×W pictures.
+        names (Sequence[str]): Of modules in it; ``''`` is the backbone.
+
+    Returns:
+        dict[str, list[int]]: By name. A module is left out that does not run,
+        or whose maps differ with the size or the mode.
+
+    Raises:
+        ValueError: If the backbone does not run on pictures.
+    """
+    convs = (m for m in backbone.modules() if isinstance(m, nn.Conv2d))
+    first = next(convs, None)
+    channels = dict.fromkeys((3, first.in_channels if first else 3))
+    sizes = [((size, size), (2 * size, 2 * size)) for size in _SIZES]
+    # some run at theirs alone, and most of those at ImageNet's
+    sizes.append([to_2tuple(getattr(backbone, 'img_size', 224))] * 2)
+    device = next(backbone.parameters()).device
+    devices = [device] if device.type == 'cuda' else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        clone = revert_sync_batchnorm(copy.deepcopy(backbone))
+        for (small, large), width in product(sizes, channels):
+            try:
+                tested = _widths(clone, names, (width, *small), False)
+                trained = _widths(clone, names, (width, *large), True)
+            except Exception as error:
+                reason = error
+                continue
+            return {
+                name: widths
+                for name, widths in tested.items()
+                if widths == [w for w in trained.get(name, ()) if w in widths]
+            }
+    raise ValueError(
+        f'{type(backbone).__name__} does not run on pictures: {reason}'
+    )
+
+
+def _widths(backbone, names, shape, training):
+    backbone.train(training)
+    widths, handles = {}, []
+
+    def recorder(name):
+        def record(module, args, output):
+            widths[name] = []
+            apply_to_maps(lambda x: widths[name].append(x.shape[1]), output)
+
+        return record
+
+    for name in names:
+        module = backbone.get_submodule(name)
+        handles.append(module.register_forward_hook(recorder(name)))
+    like = next(backbone.parameters())
+    try:
+        backbone(torch.rand(2, *shape).to(like))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return widths

@@ -1,0 +1,35 @@
+"""The stages of a backbone, by the names that upstream gives them."""
+
+import re
+from typing import List
+
+from torch import nn
+
+_NUMBERED = re.compile(r'(layer|stage|stage_|conv_res_block)\d+')
+# In lists; where a backbone has several, a stage is one module of each.
+_LISTS = (
+    'stages',
+    'layers',
+    'encoder',
+    'hourglass_modules',
+    'multi_stage_mspn',
+    'multi_stage_rsn',
+    'cpm_stages',
+    'context_branch_layers',
+    'spatial_branch_layers',
+    'i_branch_layers',
+    'p_branch_layers',
+    'd_branch_layers',
+)
+
+
+def find_stages(backbone: nn.Module) -> List[List[str]]:
+    """The names of the modules that make up each stage, none if unknown."""
+    children = dict(backbone.named_children())
+    numbered = [[name] for name in children if _NUMBERED.fullmatch(name)]
+    lists = [
+        [f'{name}.{i}' for i in range(len(children[name]))]
+        for name in _LISTS
+        if isinstance(children.get(name), (nn.ModuleList, nn.Sequential))
+    ]
+    return numbered or [list(stage) for stage in zip(*lists)]

@@ -1,0 +1,33 @@
+"""The table of backbones says what the registries and the code say."""
+
+import runpy
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from small_backbones import BACKBONES
+
+from mmpsa.models.backbones.pluggable import PluggableBackbone
+
+DOCS = Path(__file__).parents[1] / 'docs'
+
+
+@pytest.mark.parametrize('codebase', BACKBONES)
+class TestTableOfBackbones:
+    def test_has_every_registered_backbone(self, codebase):
+        pytest.importorskip(codebase)
+        registered = {
+            name
+            for name, cls in vars(
+                import_module(f'mmpsa.models.backbones.{codebase}')
+            ).items()
+            if isinstance(cls, type) and issubclass(cls, PluggableBackbone)
+        }
+        listed = {cfg['type'] for cfg in BACKBONES[codebase].values()}
+        assert listed == registered
+
+    def test_is_up_to_date(self, codebase):
+        """After a change of it: python docs/backbones.py"""
+        pytest.importorskip(codebase)
+        section = runpy.run_path(str(DOCS / 'backbones.py'))['section']
+        assert section(codebase) in (DOCS / 'backbones.md').read_text()

@@ -1,0 +1,427 @@
+"""Every position of every backbone: the block's, the stage's, the output."""
+
+import copy
+import pickle
+from importlib.util import find_spec
+
+import pytest
+import torch
+from helpers import EVERY, Probe, build, images, randomise, upstream
+from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+
+from mmpsa import insert_plugins
+from mmpsa.models.plugins.places import POSITIONS, Places
+
+IN_BLOCKS = POSITIONS[:3]
+FACTORS = dict(zip(IN_BLOCKS, (1.5, -0.5, 2.5)))
+
+
+def probe(position, factor=1.1, **kwargs):
+    cfg = dict(type='Probe', factor=factor, postfix=position)
+    return dict(cfg=cfg, position=position, **kwargs)
+
+
+def probes(module):
+    return [m for m in module.modules() if isinstance(m, Probe)]
+
+
+def maps_of(output):
+    if isinstance(output, (list, tuple)):
+        return [x for part in output for x in maps_of(part)]
+    return [output] if torch.is_tensor(output) and output.dim() == 4 else []
+
+
+def evaluated(backbone):
+    backbone.eval()  # which returns nothing in many of them
+    return backbone
+
+
+def takes(backbone):
+    """An entry for each position, at every stage that has it."""
+    entries = []
+    for position in POSITIONS:
+        try:
+            found = Places(backbone).find(position)
+        except ValueError:
+            continue
+        stages = [not isinstance(places, str) for places in found]
+        entries.append(probe(position, stages=stages))
+    return entries
+
+
+def run(backbone, x):
+    """Every plugin must run."""
+    for p in probes(backbone):
+        p.calls = 0
+    output = maps_of(backbone(x))
+    assert all(p.calls for p in probes(backbone))
+    return output
+
+
+# They read no pictures, and nothing in them has the shape of a picture.
+NOWHERE = ('DSTFormer', 'TCN', 'V2VNet')
+MMPRETRAIN = [
+    pytest.param(
+        'mmpretrain',
+        name,
+        marks=pytest.mark.skipif(
+            find_spec('mmpretrain') is None,
+            reason='mmpretrain is not installed',
+        ),
+    )
+    for name in (
+        'ConvNeXt',
+        'HRNet',
+        'Res2Net50',
+        'ResNet18',
+        'ResNet50',
+        'SEResNet50',
+        'SwinTransformer',
+        'VisionTransformer',
+    )
+]
+
+
+@pytest.mark.parametrize(
+    'codebase, name', [x for x in EVERY if x[1] not in NOWHERE] + MMPRETRAIN
+)
+def test_every_position_of_every_backbone(codebase, name):
+    # TridentNet's weights have no values before that
+    backbone = randomise(build(codebase, name))
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    state = torch.get_rng_state()
+    modes = [m.training for m in backbone.modules()]
+    entries = takes(backbone)
+    assert entries[-1]['position'] == 'output'
+    # looking for places leaves no trace
+    assert torch.equal(torch.get_rng_state(), state)
+    assert modes == [m.training for m in backbone.modules()]
+    after = backbone.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+
+    names = insert_plugins(backbone, entries)
+    modules = dict(backbone.named_modules())
+    assert {id(modules[n]) for n in names} == {*map(id, probes(backbone))}
+    new = set(backbone.state_dict()) - set(before)
+    assert new == {f'{n}.weight' for n in names}
+
+    x = images()
+    backbone.train()
+    clone = copy.deepcopy(backbone)
+    sum(y.double().mean() for y in run(backbone, x)).backward()
+    for n in names:
+        grad = modules[n].weight.grad
+        assert grad is not None and grad.isfinite().all(), n
+    run(clone, x)
+    assert not {*map(id, probes(clone))} & {*map(id, probes(backbone))}
+
+    backbone.eval()
+    expected = run(backbone, x)
+    fresh = build(codebase, name, plugins=entries)
+    fresh.load_state_dict(backbone.state_dict())
+    synced = convert_sync_batchnorm(pickle.loads(pickle.dumps(backbone)))
+    for again in (fresh, revert_sync_batchnorm(synced)):
+        for a, b in zip(run(evaluated(again), x), expected):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('codebase, name', EVERY + MMPRETRAIN)
+def test_without_plugins_upstreams_own(codebase, name):
+    """Same keys, same repr, same output bit for bit."""
+    theirs = upstream(codebase, name)
+    ours = randomise(build(codebase, name))
+    assert type(ours) is not type(theirs)
+    assert repr(ours) == repr(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    if name not in NOWHERE:
+        for training in (True, False):
+            results = []
+            for backbone in (ours, theirs):
+                backbone.train(training)
+                torch.manual_seed(0)
+                results.append(maps_of(backbone(images())))
+            assert len(results[0]) == len(results[1]) > 0
+            assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize('name', NOWHERE)
+@pytest.mark.parametrize('position', POSITIONS)
+def test_refused_where_there_are_no_maps(name, position):
+    backbone = build('mmpose', name)
+    with pytest.raises(ValueError, match=rf"\['position'\]: {name} takes no"):
+        insert_plugins(backbone, [probe(position)])
+
+
+def block_forward(block, x, plug):
+    """What a block computes before the sum, when it has plugins in it."""
+    kind = type(block).__name__
+    if kind == 'RSB':
+        out = plug(block.conv_bn_relu1(x), 'after_conv1')
+        parts, rows = out.split(block.branch_channels, 1), []
+        for i, part in enumerate(parts):
+            row = []
+            for j in range(i + 1):
+                y = row[-1] if j else part
+                if i > j:
+                    y = y + rows[i - 1][j]
+                name = f'conv_bn_relu2_{i + 1}_{j + 1}'
+                row.append(getattr(block, name)(y))
+            rows.append(row)
+        out = plug(torch.cat([row[-1] for row in rows], 1), 'after_conv2')
+        return plug(block.conv_bn3(out), 'after_conv3')
+    if not hasattr(block, 'norm1'):  # of ConvModules
+        out = plug(block.conv1(x), 'after_conv1')
+        out = plug(block.conv2(out), 'after_conv2')
+        if hasattr(block, 'conv3'):
+            out = plug(block.conv3(out), 'after_conv3')
+        return out
+    out = plug(block.norm1(block.conv1(x)).relu(), 'after_conv1')
+    if kind == 'Bottle2neck':
+        first, *rest = out.split(block.width, 1)
+        out = [block.bns[0](block.convs[0](first)).relu()]
+        for conv, bn, part in zip(block.convs[1:], block.bns[1:], rest):
+            part = part if block.stage_type == 'stage' else out[-1] + part
+            out.append(bn(conv(part)).relu())
+        last = rest[-1]
+        if hasattr(block, 'pool'):
+            last = block.pool(last)
+        out = torch.cat([*out, last], 1)
+    elif kind == 'TridentBottleneck':
+        out = block.norm2(block.conv2([out])[0]).relu()
+    else:
+        out = block.conv2(out)
+        if hasattr(block, 'norm2'):
+            out = block.norm2(out)
+            if not hasattr(block, 'conv3'):
+                return plug(out, 'after_conv2')
+            out = out.relu()
+        elif block.avg_down_stride:
+            out = block.avd_layer(out)
+    out = plug(out, 'after_conv2')
+    out = plug(block.norm3(block.conv3(out)), 'after_conv3')
+    if getattr(block, 'attention', None):
+        out = block.attention(out)
+    return out
+
+
+def add_residual(block, x, out):
+    kind = type(block).__name__
+    if getattr(block, 'downsample', None):
+        x = block.downsample(x)
+    if kind == 'EdgeResidual':
+        return x + out if block.with_residual else out
+    if kind in ('CSPNeXtBlock', 'DarknetBottleneck'):
+        return x + out if block.add_identity else out
+    if kind == 'ResBlock':
+        return x + out
+    if hasattr(block, 'conv1') and not hasattr(block, 'norm1'):
+        return block.act(x + out) if hasattr(block, 'act') else x + out
+    return (x + out).relu()
+
+
+@pytest.mark.parametrize(
+    'codebase, name',
+    [
+        ('mmpose', 'CSPDarknet'),
+        ('mmpose', 'CSPNeXt'),
+        ('mmpose', 'HourglassNet'),
+        ('mmpose', 'ResNeSt50'),
+        ('mmpose', 'RSN'),
+        ('mmpose', 'SEResNeXt50'),
+        ('mmpose', 'ViPNAS_ResNet'),
+        ('mmseg', 'DDRNet'),
+        ('mmseg', 'ResNeSt50'),
+        ('mmdet', 'CSPNeXt'),
+        ('mmdet', 'Darknet'),
+        ('mmdet', 'EfficientNet-es'),
+        ('mmdet', 'HRNet'),
+        ('mmdet', 'Res2Net50'),
+        ('mmdet', 'ResNeSt50'),
+        ('mmdet', 'ResNet50'),
+        ('mmdet', 'TridentResNet50'),
+        *(x for x in MMPRETRAIN if 'Res' in x.values[1]),
+    ],
+)
+def test_where_plugins_run_in_blocks(codebase, name):
+    """Against each block's forward written out with plugins in it."""
+    plain = evaluated(randomise(build(codebase, name)))
+    backbone = copy.deepcopy(plain)
+    entries = [e for e in takes(backbone) if e['position'] in IN_BLOCKS]
+    for entry in entries:
+        entry['cfg']['factor'] = FACTORS[entry['position']]
+    insert_plugins(backbone, entries)
+    bare = dict(plain.named_modules())
+    tested = 0
+    for path, block in backbone.named_modules():
+        if not hasattr(block, 'probeafter_conv2'):
+            continue
+        # DDRNet's last blocks alone have three convolutions
+        factors = {
+            p: f for p, f in FACTORS.items() if hasattr(block, f'probe{p}')
+        }
+        convs = (m for m in block.modules() if isinstance(m, torch.nn.Conv2d))
+        x = torch.rand(2, next(convs).in_channels, 8, 8)
+        out = block_forward(
+            bare[path], x, lambda x, p: x * factors.get(p, 1.0)
+        )
+        if hasattr(block, 'se_layer'):
+            out = bare[path].se_layer(out)
+        ours = block(x.clone())
+        if isinstance(ours, list):  # TridentNet's branches
+            (ours,) = ours
+        expected = add_residual(bare[path], x, out)
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+        tested += 1
+    assert tested >= 3
+
+
+@pytest.mark.parametrize(
+    'codebase, name', [('mmpose', 'HRNet'), ('mmdet', 'CSPNeXt')]
+)
+def test_after_stage_is_what_the_next_one_reads(codebase, name):
+    """A stage's maps, doubled in its hooks or by its plugins."""
+    plain = evaluated(randomise(build(codebase, name)))
+    backbone = copy.deepcopy(plain)
+    stage = dict(mmpose='stage3', mmdet='stage2')[codebase]
+    only = (False, codebase == 'mmdet', codebase == 'mmpose', False)
+    names = insert_plugins(backbone, [probe('after_stage', 2.0, stages=only)])
+    assert len(names) == (3 if codebase == 'mmpose' else 1)
+    assert all(n.startswith(f'{stage}.') for n in names)
+    assert '.after_stage.0.probe' in names[0]
+    getattr(plain, stage).register_forward_hook(
+        lambda module, args, out: (
+            [2 * x for x in out] if isinstance(out, list) else 2 * out
+        )
+    )
+    x = images()
+    for a, b in zip(run(backbone, x), maps_of(plain(x))):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    'codebase, name, selected',
+    [
+        ('mmseg', 'HRNet', [False, True, False, True]),
+        ('mmpose', 'SwinTransformer', [True, False, False, True]),
+        ('mmseg', 'VisionTransformer', [False, True]),
+        ('mmdet', 'SSDVGG', [True, False]),
+    ],
+)
+def test_output_is_what_the_backbone_returns(codebase, name, selected):
+    plain = evaluated(build(codebase, name))
+    backbone = copy.deepcopy(plain)
+    names = insert_plugins(backbone, [probe('output', 2.0, stages=selected)])
+    assert names == [
+        f'output.{i}.probeoutput' for i, flag in enumerate(selected) if flag
+    ]
+    x = images()
+    expected = plain(x)
+    ours = backbone(x)
+    assert type(ours) is type(expected)
+    for a, b, flag in zip(ours, expected, selected):
+        assert torch.equal(a, 2 * b if flag else b)
+
+
+@pytest.mark.parametrize('name', ['DDRNet', 'PIDNet'])
+def test_maps_of_training_alone_stay_as_they_are(name):
+    backbone = randomise(build('mmseg', name))
+    assert insert_plugins(backbone, [probe('output', 2.0)]) == [
+        'output.0.probeoutput'
+    ]
+    (plugin,) = probes(backbone)
+    x = images()
+    run(backbone, x)
+    seen = plugin.weight.shape[0]
+    widths = [y.shape[1] for y in maps_of(backbone(x))]
+    assert widths.count(seen) == 1 and len(widths) > 1
+
+
+def test_two_at_one_map():
+    """In order, and a name is taken once."""
+    backbone = build('mmseg', 'ResNet18')
+    first, second = probe('output', 2.0), probe('output', 3.0)
+    second['cfg']['postfix'] = 'b'
+    insert_plugins(backbone, [first])
+    insert_plugins(backbone, [second])
+    assert list(backbone.output['0']) == ['probeoutput', 'probeb']
+    run(backbone, images())
+    for entry in (first, second):
+        with pytest.raises(ValueError, match='is taken in output.0'):
+            insert_plugins(backbone, [entry])
+
+
+def test_frozen_stages_freeze_what_is_after_them():
+    entries = [probe('after_stage'), probe('output')]
+    backbone = build('mmpose', 'ResNet18', plugins=entries, frozen_stages=2)
+    for _ in range(2):
+        for i, layer in enumerate(backbone.res_layers):
+            for p in probes(getattr(backbone, layer)):
+                assert p.weight.requires_grad == (i >= 2)
+                assert p.training == (i >= 2)
+        (last,) = probes(backbone.output)
+        assert last.weight.requires_grad
+        backbone.train()
+
+
+@pytest.mark.parametrize('position', ['after_stage', 'output'])
+def test_weights_at_maps(position, tmp_path):
+    """Own initialisation from scratch, the file's where it has some."""
+    cfg = dict(type='PSA', identity_init=True)
+    plugins = [dict(cfg=cfg, position=position)]
+    scratch = build('mmpose', 'HRNet', plugins=plugins)
+    scratch.init_weights()
+    psa = [m for m in scratch.modules() if type(m).__name__[:5] == 'Polar']
+    assert psa
+    for block in psa:  # mmpose's HRNet gives convolutions 0.001
+        assert block.sp_wq.weight.std() > 0.05
+        assert not block.sp_wv.weight.any()
+
+    baseline = randomise(upstream('mmpose', 'HRNet'))
+    for saved in (baseline, randomise(scratch)):
+        torch.save(saved.state_dict(), tmp_path / 'saved.pth')
+        init_cfg = dict(
+            type='Pretrained', checkpoint=str(tmp_path / 'saved.pth')
+        )
+        backbone = build('mmpose', 'HRNet', plugins=plugins, init_cfg=init_cfg)
+        backbone.init_weights()
+        x = images()
+        for a, b in zip(evaluated(backbone)(x), evaluated(saved)(x)):
+            assert torch.equal(a, b)
+
+
+def test_not_where_a_recursive_pyramid_calls_blocks():
+    backbone = build('mmdet', 'DetectoRS_ResNet50', rfp_inplanes=16)
+    for position in ('after_stage', 'output'):
+        with pytest.raises(ValueError, match='recursive feature pyramid'):
+            insert_plugins(backbone, [probe(position)])
+
+
+def test_a_stage_that_would_run_its_children_holds_no_plugins():
+    class Backbone(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer1 = torch.nn.Sequential(
+                torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+            )
+
+        def forward(self, x):
+            return self.layer1(x)
+
+    backbone = Backbone()
+    with pytest.raises(ValueError, match='a Sequential of single layers'):
+        insert_plugins(backbone, [probe('after_stage')])
+    assert insert_plugins(backbone, [probe('output')])
+    run(backbone, images())
+
+
+def test_stages_without_blocks_are_named():
+    backbone = build('mmpose', 'HRFormer')
+    message = r"\['stages'\] has stage 2 of 4, which takes .* stage2 has no"
+    with pytest.raises(ValueError, match=message):
+        insert_plugins(backbone, [probe('after_conv1')])
+    assert not probes(backbone)
+    only = (True, False, False, False)
+    insert_plugins(backbone, [probe('after_conv1', stages=only)])
+    run(backbone, images())
