@@ -4,6 +4,7 @@ import copy
 from importlib import import_module
 
 import onnxruntime
+import onnxscript  # noqa: F401  (mim imports pip, which then breaks typing for it)
 import pytest
 import torch
 from helpers import BACKBONES, images, randomise

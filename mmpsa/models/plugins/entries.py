@@ -7,6 +7,10 @@ from .places import OUTPUT, POSITIONS
 KEYS = ('cfg', 'stages', 'position')
 
 
+class PluginsError(ValueError, AssertionError):
+    """``plugins=`` that a backbone cannot take; upstream's own assert it."""
+
+
 def check_plugins(plugins):
     if not isinstance(plugins, (list, tuple)):
         raise TypeError(
@@ -23,13 +27,13 @@ def check_plugins(plugins):
                 hint = ''
                 if key == 'postfix':
                     hint = ": it belongs inside cfg, cfg=dict(postfix='1', …)"
-                raise ValueError(
+                raise PluginsError(
                     f'{where} has the unknown key {key!r}{hint}; '
                     f'allowed are {KEYS}'
                 )
         for key in ('cfg', 'position'):
             if key not in plugin:
-                raise ValueError(
+                raise PluginsError(
                     f'{where} lacks the key {key!r}, got {dict(plugin)}'
                 )
         cfg, position = plugin['cfg'], plugin['position']
@@ -38,7 +42,7 @@ def check_plugins(plugins):
                 f"{where}['cfg'] must be a dict, got {type(cfg).__name__}"
             )
         if 'type' not in cfg:
-            raise ValueError(
+            raise PluginsError(
                 f"{where}['cfg'] lacks the key 'type', got {dict(cfg)}"
             )
         kind, scope = cfg['type'], cfg.get('_scope_')
@@ -57,12 +61,12 @@ def check_plugins(plugins):
             or isinstance(postfix, bool)
             or not re.fullmatch(r'\w*', str(postfix))
         ):
-            raise ValueError(
+            raise PluginsError(
                 f"{where}['cfg']['postfix'] must be an int or a str of "
                 f'letters, digits and underscores, got {postfix!r}'
             )
         if position not in POSITIONS:
-            raise ValueError(
+            raise PluginsError(
                 f"{where}['position'] must be one of {POSITIONS}, "
                 f'got {position!r}'
             )
@@ -78,7 +82,7 @@ def check_stages(plugin, num_stages, where):
         or len(stages) != num_stages
         or any(not isinstance(flag, bool) for flag in stages)
     ):
-        raise ValueError(
+        raise PluginsError(
             f"{where}['stages'] must be {num_stages} booleans, one for each "
             f'{of} of the backbone, got {stages!r}'
         )

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
-from .entries import check_plugins, check_stages
+from .entries import PluginsError, check_plugins, check_stages
 from .initialisation import protect_initialisation
 from .places import Place, Places
 
@@ -98,11 +98,11 @@ def _build_all(places, plugins) -> List[_Insertion]:
         try:
             stages = places.find(position)
         except ValueError as error:
-            raise ValueError(f"{where}['position']: {error}") from None
+            raise PluginsError(f"{where}['position']: {error}") from None
         flags = check_stages(plugins[i], len(stages), where)
         for n in (n for n, flag in enumerate(flags) if flag):
             if isinstance(stages[n], str):
-                raise ValueError(
+                raise PluginsError(
                     f"{where}['stages'] has stage {n + 1} of {len(stages)}, "
                     f'which takes no plugin {position}: {stages[n]}'
                 )
@@ -110,7 +110,7 @@ def _build_all(places, plugins) -> List[_Insertion]:
                 name, layer = _build(plugins[i]['cfg'], place, where)
                 new = _Insertion(i, place, name, layer)
                 if new.path in paths or place.has(name):
-                    raise ValueError(
+                    raise PluginsError(
                         f"{where}: the name '{name}' is taken in "
                         f'{place.path}; give the plugin another postfix '
                         "inside cfg, as in cfg=dict(type=…, postfix='1')"
@@ -131,7 +131,7 @@ def _build(cfg, place, where):
                 cfg, postfix=postfix, in_channels=place.in_channels
             )
     except Exception as error:
-        raise ValueError(
+        raise PluginsError(
             f"{where}['cfg'] cannot be built for {place.path} with "
             f'in_channels={place.in_channels}: {error} (got {dict(cfg)})'
         ) from error
