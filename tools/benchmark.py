@@ -819,6 +819,9 @@ def summary(rows, lines, environment):
             key = row['part'], row['where'], row['dtype'], row['mode']
             cases.setdefault(key, {})[row['contender']] = row
     parts = [
+        '# Time and memory, measured',
+        'Written by `tools/benchmark.py`; what it measures and how to read '
+        'it:\n[benchmark.md](benchmark.md).',
         ', '.join(f'{key} {value}' for key, value in environment.items()),
         '\n'.join(f'- {line}' for line in lines),
     ]
