@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 
 import mmpsa  # noqa: F401
 from mmpsa.compatibility import CODEBASES
-from mmpsa.models.plugins.places import POSITIONS, Places
+from mmpsa.models.plugins.places import BLOCK_POSITIONS, POSITIONS, Places
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parent / 'tests'))
@@ -19,9 +19,8 @@ from small_backbones import BACKBONES  # noqa: E402
 PAGE = """# Positions of every backbone
 
 Written by `python docs/backbones.py`, from the registries, with all four
-codebases installed. A number after a
-name is a depth; a word, a kind of block. What the positions mean:
-[plugins.md](plugins.md).
+codebases installed. A number after a name is a depth; a word, a kind of block.
+What the positions mean: [plugins.md](plugins.md).
 
 - ✓: in every stage (for `output`: at every map that the backbone returns).
 - `stages`: in those alone; the entry's `stages=` must leave the others out.
@@ -60,11 +59,8 @@ def row_of(codebase, cfg):
     registry = import_module(f'{codebase}.registry').MODELS
     try:
         backbone = registry.build(dict(copy.deepcopy(cfg), _scope_=codebase))
-    except (
-        AssertionError,
-        ImportError,
-        RuntimeError,
-    ) as error:  # a package is missing
+    except (AssertionError, ImportError, RuntimeError) as error:
+        # a package is missing
         return ['?', *'?' * len(POSITIONS), f'not tried: {error}']
     places, cells, reasons = Places(backbone), [], []
     for position in POSITIONS:
@@ -72,7 +68,7 @@ def row_of(codebase, cfg):
             found = places.find(position)
         except ValueError as error:
             cells.append('–')
-            if position not in POSITIONS[:3]:
+            if position not in BLOCK_POSITIONS:
                 _, reason, *_ = str(error).split(': ')
                 reasons.append(f'`{position}`: {reason}')
         else:

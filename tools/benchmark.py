@@ -690,6 +690,28 @@ BARS = [
 MEASURED = {*SHAPES, 'HRNet-W32, 256×192'}
 
 
+def bytes_of_input(row):
+    """The size of a row's input."""
+    return math.prod(row['shape']) * DTYPES[row['dtype']].itemsize
+
+
+def cases_of(rows):
+    """The measured cases with PSA(p), by the backend that it chooses.
+
+    Args:
+        rows (list[dict]): Rows of any cases.
+
+    Returns:
+        list[tuple]: Of each case the row of PSA(p), and its rows by contender.
+    """
+    cases = {}
+    for row in rows:
+        if row.get('default', True) and 'median' in row:
+            key = row['where'], row['dtype'], row['mode']
+            cases.setdefault(key, {})[row['contender']] = row
+    return [(c['PSA(p)'], c) for c in cases.values() if 'PSA(p)' in c]
+
+
 def verdict(bar, machine, rows):
     """A line on a bar: its worst figure, and in how many cases it is met.
 
@@ -701,22 +723,13 @@ def verdict(bar, machine, rows):
     Returns:
         str: The line.
     """
-    cases = {}
-    for row in rows:
-        size = math.prod(row['shape']) * DTYPES[row['dtype']].itemsize
-        if (
-            row['where'] in MEASURED
-            and row['mode'] == bar.mode
-            and (size >= LARGE or not bar.large)
-            and row.get('default', True)
-            and 'median' in row
-        ):
-            case = cases.setdefault(f'{row["where"]}, {row["dtype"]}', {})
-            case[row['contender']] = row
     figures = [
-        (bar.figure(case['PSA(p)'], case[bar.other]), name)
-        for name, case in cases.items()
-        if {'PSA(p)', bar.other} <= case.keys()
+        (bar.figure(psa, case[bar.other]), f'{psa["where"]}, {psa["dtype"]}')
+        for psa, case in cases_of(rows)
+        if psa['where'] in MEASURED
+        and psa['mode'] == bar.mode
+        and (bytes_of_input(psa) >= LARGE or not bar.large)
+        and bar.other in case
     ]
     limit = bar.limits[machine]
     line = f'{machine}: {bar.text} {bar.sense} {limit:g}: '
@@ -813,11 +826,6 @@ def show(rows):
 
 def summary(rows, lines, environment):
     """The figures on PSA(p) as it comes, and the bars, in Markdown."""
-    cases = {}
-    for row in rows:
-        if row.get('default', True) and 'median' in row:
-            key = row['part'], row['where'], row['dtype'], row['mode']
-            cases.setdefault(key, {})[row['contender']] = row
     parts = [
         '# Time and memory, measured',
         'Written by `tools/benchmark.py`; what it measures and how to read '
@@ -829,21 +837,21 @@ def summary(rows, lines, environment):
         heads = ['', 'dtype', 'mode', 'MB' if part == 'block' else 'images/s']
         heads += ['ms', *(f'÷ {name}' for name in others), 'peak ÷ SE']
         table = [heads, ['---'] * 3 + ['--:'] * (len(heads) - 3)]
-        for (kind, *key), case in cases.items():
-            if kind != part or 'PSA(p)' not in case:
+        memory = 'peak_bytes' if part == 'block' else 'extra_bytes'
+        for psa, case in cases_of(rows):
+            if psa['part'] != part:
                 continue
-            psa = case['PSA(p)']
-            size = math.prod(psa['shape']) * DTYPES[psa['dtype']].itemsize
-            scale = psa.get('images_per_second', size / 1e6)
-            cells = [*key, f'{scale:.1f}', f'{1000 * psa["median"]:.2f}']
+            scale = psa.get('images_per_second', bytes_of_input(psa) / 1e6)
+            cells = [psa['where'], psa['dtype'], psa['mode'], f'{scale:.1f}']
+            cells.append(f'{1000 * psa["median"]:.2f}')
             for name in others:
                 known = name in case
-                ratio = known and psa['median'] / case[name]['median']
-                cells.append(f'{ratio:.2f}' if known else '')
-            bytes_of = 'extra_bytes' if part == 'model' else 'peak_bytes'
-            least = case['SE'][bytes_of] if 'SE' in case else 0
-            peak = psa[bytes_of] / least if least else math.nan
-            table.append([*cells, f'{peak:.2f}'])
+                cells.append(
+                    f'{time_over(psa, case[name]):.2f}' if known else ''
+                )
+            least = case['SE'][memory] if 'SE' in case else 0
+            cells.append(f'{psa[memory] / least if least else math.nan:.2f}')
+            table.append(cells)
         parts.append('\n'.join(f'| {" | ".join(row)} |' for row in table))
     return '\n\n'.join(parts) + '\n'
 

@@ -16,6 +16,10 @@ AFTER_STAGE, OUTPUT = 'after_stage', 'output'
 POSITIONS = (*BLOCK_POSITIONS, AFTER_STAGE, OUTPUT)
 
 
+def _is_frozen(module):
+    return not any(p.requires_grad for p in module.parameters())
+
+
 class BlockPlace:
     """A position of a residual block; the plugin is the block's child."""
 
@@ -28,7 +32,7 @@ class BlockPlace:
 
     @property
     def frozen(self):
-        return not any(p.requires_grad for p in self.module.parameters())
+        return _is_frozen(self.module)
 
     def has(self, name):
         return hasattr(self.module, name)
@@ -74,9 +78,7 @@ class MapPlace:
     @property
     def frozen(self):
         """A frozen stage's are; those of the outputs stand in no stage."""
-        return self._position == AFTER_STAGE and not any(
-            p.requires_grad for p in self.module.parameters()
-        )
+        return self._position == AFTER_STAGE and _is_frozen(self.module)
 
     def has(self, name):
         maps = getattr(self._host, self._position, {})
