@@ -29,7 +29,7 @@ test-block:  ## test the block alone on another torch, TORCH=2.1.2
 	$(BLOCK)/bin/pip install -q --no-deps --no-build-isolation \
 	  --force-reinstall .
 	$(BLOCK)/bin/pytest -o pythonpath=tests tests/test_ops \
-	  tests/test_models/test_polarized_self_attention.py
+	  tests/test_psa.py
 
 upstream-tests: env  ## run upstream's tests, without and with mmpsa
 	.venv/bin/python tools/upstream_tests.py

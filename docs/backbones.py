@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 
 import mmpsa  # noqa: F401
 from mmpsa.compatibility import CODEBASES
-from mmpsa.models.plugins.places import BLOCK_POSITIONS, POSITIONS, Places
+from mmpsa.plugins.places import BLOCK_POSITIONS, POSITIONS, Places
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parent / 'tests'))

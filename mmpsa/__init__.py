@@ -16,8 +16,9 @@ allow_checkpoint_classes()
 
 # They register a hook, and mmpsa://.
 from . import visualization, zoo  # noqa: E402, F401
-from .models import PolarizedSelfAttention, insert_plugins  # noqa: E402
-from .models.backbones import register_backbones  # noqa: E402
+from .codebases import register_backbones  # noqa: E402
+from .plugins import insert_plugins  # noqa: E402
+from .psa import PolarizedSelfAttention  # noqa: E402
 
 for _codebase in installed_codebases():
     register_backbones(_codebase)

@@ -11,7 +11,7 @@ from small_backbones import BACKBONES
 from torch import nn
 
 from mmpsa import PolarizedSelfAttention  # registers the backbones too
-from mmpsa.models.polarized_self_attention import LAYOUTS
+from mmpsa.psa import LAYOUTS
 from mmpsa.ops import reference
 
 

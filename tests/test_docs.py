@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_backbones import BACKBONES
 
-from mmpsa.models.backbones.pluggable import PluggableBackbone
+from mmpsa.codebases.pluggable import PluggableBackbone
 
 DOCS = Path(__file__).parents[1] / 'docs'
 
@@ -19,7 +19,7 @@ class TestTableOfBackbones:
         registered = {
             name
             for name, cls in vars(
-                import_module(f'mmpsa.models.backbones.{codebase}')
+                import_module(f'mmpsa.codebases.{codebase}')
             ).items()
             if isinstance(cls, type) and issubclass(cls, PluggableBackbone)
         }

@@ -6,7 +6,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mmpsa import PolarizedSelfAttention
-from mmpsa.models.polarized_self_attention import LAYOUTS
+from mmpsa.psa import LAYOUTS
 from mmpsa.ops import triton_passes
 from mmpsa.ops.collapsed import form_of, weights_of
 from mmpsa.ops.fused import fused

@@ -7,7 +7,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from mmpsa import PolarizedSelfAttention
-from mmpsa.models.polarized_self_attention import LAYOUTS
+from mmpsa.psa import LAYOUTS
 
 CHANNELS = (1, 3, 17, 18, 64)
 

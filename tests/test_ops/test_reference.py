@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmpsa import PolarizedSelfAttention
-from mmpsa.models.polarized_self_attention import LAYOUTS
+from mmpsa.psa import LAYOUTS
 from mmpsa.ops import reference
 
 EPS = 1e-5

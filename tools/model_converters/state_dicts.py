@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from mmpsa import PolarizedSelfAttention
-from mmpsa.models.polarized_self_attention import SIGNATURES
+from mmpsa.psa import SIGNATURES
 
 INCOMPATIBLE = (
     "variant='paper' and variant='official' do not convert into each other: "

@@ -10,7 +10,7 @@ from helpers import EVERY, Probe, build, images, randomise, upstream
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 
 from mmpsa import insert_plugins
-from mmpsa.models.plugins.places import POSITIONS, Places
+from mmpsa.plugins.places import POSITIONS, Places
 
 IN_BLOCKS = POSITIONS[:3]
 FACTORS = dict(zip(IN_BLOCKS, (1.5, -0.5, 2.5)))

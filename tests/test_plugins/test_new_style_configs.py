@@ -16,7 +16,7 @@ with read_base():
     from .base import *
 
 from mmpsa import PSA
-from mmpsa.models.backbones.{codebase} import ResNet
+from mmpsa.codebases.{codebase} import ResNet
 
 model.update(dict(backbone=dict(type=ResNet, plugins=[
     dict(cfg=dict(type=PSA, identity_init=True), position='output')])))
@@ -39,7 +39,7 @@ def test_plugins_in_a_class(codebase, tmp_path):
     # dumped, classes are paths
     Config.fromfile(path).dump(tmp_path / 'dumped.py')
     assert (
-        f'mmpsa.models.backbones.{codebase}.ResNet'
+        f'mmpsa.codebases.{codebase}.ResNet'
         in (tmp_path / 'dumped.py').read_text()
     )
     assert psa_of(Config.fromfile(tmp_path / 'dumped.py')) == names

@@ -8,8 +8,8 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import Registry
 
-from mmpsa.models.plugins import insert_plugins
-from mmpsa.models.polarized_self_attention import SIGNATURES
+from mmpsa.plugins import insert_plugins
+from mmpsa.psa import SIGNATURES
 
 
 class PluggableBackbone:
@@ -90,7 +90,7 @@ def register_backbones(codebase: str) -> None:
             must be installed.
     """
     registry = import_module(f'{codebase}.registry').MODELS
-    location = f'mmpsa.models.backbones.{codebase}'
+    location = f'mmpsa.codebases.{codebase}'
     if registry._imported:
         import_module(location)
     else:

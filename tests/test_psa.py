@@ -8,7 +8,7 @@ from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 from mmpsa import PSA, PolarizedSelfAttention
-from mmpsa.models.polarized_self_attention import LAYOUTS
+from mmpsa.psa import LAYOUTS
 
 PAPER_KEYS = {
     'channel': [

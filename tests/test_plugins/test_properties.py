@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.model import revert_sync_batchnorm
 
-from mmpsa.models.plugins.places import POSITIONS, Places
+from mmpsa.plugins.places import POSITIONS, Places
 
 # The others take seconds.
 QUICK = [
