@@ -50,7 +50,7 @@ ENVIRONMENT = dict(
     CUDA_VISIBLE_DEVICES='',
     MAX_JOBS=str(os.cpu_count()),
     # Debug symbols, which Python's own flags ask for, double the time.
-    CFLAGS=f"{os.environ.get('CFLAGS', '')} -g0",
+    CFLAGS=f'{os.environ.get("CFLAGS", "")} -g0',
 )
 
 

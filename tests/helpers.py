@@ -11,8 +11,8 @@ from small_backbones import BACKBONES
 from torch import nn
 
 from mmpsa import PolarizedSelfAttention  # registers the backbones too
-from mmpsa.psa import LAYOUTS
 from mmpsa.ops import reference
+from mmpsa.psa import LAYOUTS
 
 
 @MODELS.register_module()

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmpsa.psa import PolarizedSelfAttention
 from mmpsa.plugins.places import AFTER_STAGE
+from mmpsa.psa import PolarizedSelfAttention
 
 _LEGEND = (
     'Left: the input of the network, {}×{} pixels.\n\n'

@@ -6,10 +6,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mmpsa import PolarizedSelfAttention
-from mmpsa.psa import LAYOUTS
 from mmpsa.ops import triton_passes
 from mmpsa.ops.collapsed import form_of, weights_of
 from mmpsa.ops.fused import fused
+from mmpsa.psa import LAYOUTS
 
 TYPES = {
     torch.float32: '*fp32',

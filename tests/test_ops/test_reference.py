@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mmpsa import PolarizedSelfAttention
-from mmpsa.psa import LAYOUTS
 from mmpsa.ops import reference
+from mmpsa.psa import LAYOUTS
 
 EPS = 1e-5
 
