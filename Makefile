@@ -1,17 +1,19 @@
-PYTHON ?= python3.11
+PYTHON ?= python3
+STACK ?= openmmlab
 
 BLOCK = .venv-torch$(TORCH)
 
-.PHONY: help env quickstart benchmark test test-block upstream-tests lint \
+.PHONY: help env lock quickstart benchmark test test-block upstream-tests lint \
   format zoo-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 env:  ## make .venv, pinned and tested versions of everything
-	@command -v $(PYTHON) >/dev/null || \
-	  { echo 'make env: no $(PYTHON); name a Python 3.11 with `make PYTHON=...`' >&2; exit 1; }
-	@$(PYTHON) requirements/install.py
+	@$(PYTHON) requirements/install.py $(STACK)
+
+lock:  ## pin the newest versions that requirements/stacks/*.in allow
+	@$(PYTHON) requirements/install.py lock
 
 quickstart: env  ## data, training, evaluation, a table and a picture
 	.venv/bin/python tools/quickstart.py

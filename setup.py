@@ -15,6 +15,7 @@ from setuptools.command.develop import develop
 ROOT = Path(__file__).resolve().parent
 # Without them, compilers keep std::nearbyint and comparisons out of loops.
 VECTORISE = ('-fno-math-errno', '-fno-trapping-math')
+EXTRAS = ('openmmlab', 'onedl', 'pose', 'seg', 'pretrain', 'timm', 'dev')
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
 
 
@@ -79,9 +80,7 @@ built = extensions()
 setup(
     version=runpy.run_path(str(ROOT / 'mmpsa/version.py'))['__version__'],
     install_requires=requirements('runtime'),
-    extras_require={
-        name: requirements(name) for name in ('pose', 'seg', 'pretrain', 'dev')
-    },
+    extras_require={name: requirements(name) for name in EXTRAS},
     ext_modules=built.get('ext_modules'),
     cmdclass=dict(
         build_py=BuildWithMim,

@@ -1,12 +1,12 @@
-"""Makes ``.venv``, the environment pinned in ``requirements/lock.txt``.
+"""Makes the environment of a stack, as pinned in ``requirements/stacks``.
 
-``make env`` runs it. What is done is not done again: after an interruption it
-goes on where it stopped, after a change of the lock it installs the change.
-Standard library only, and whatever goes wrong ends with one clear line.
+``make env`` runs it, by any Python from 3.8 on with the standard library
+alone; ``make lock`` pins anew. uv does the work; here is what no tool does:
+mmcv with its operators, and mmpsa where mim finds it. Whatever goes wrong ends
+with one clear line.
 """
 
 import hashlib
-import importlib.util
 import os
 import platform
 import re
@@ -15,42 +15,46 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
+from collections import namedtuple
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / '.venv'
-PYTHON = VENV / 'bin/python'
-STAMP = VENV / '.installed'
-LOCK = ROOT / 'requirements/lock.txt'
-# What .venv is made from; when one changes, it is brought up to date.
-INPUTS = (
-    *sorted(LOCK.parent.glob('*.txt')),
-    ROOT / 'setup.py',
-    ROOT / 'setup.cfg',
-    ROOT / 'mmpsa/version.py',
-    ROOT / 'mmpsa/ops/csrc/cpp_passes.cpp',
-)
+LOCKS = ROOT / 'requirements/stacks'
+BUILD = LOCKS / 'build-constraints.txt'
+BUILD_MMCV = 'requirements/build_mmcv.py'
+# What is installed where there is no uv, by this Python's pip.
+UV = 'uv==0.13.9'
+UV_VENV = ROOT / '.venv-uv'
+OLDEST_UV = (0, 8)  # has `uv venv --clear`
+# Measured: 5.3 GB of packages, hard links to uv's cache on the same disk.
+NEEDED_GB = 7
 
-SUPPORTED = 'CPython 3.11 on Linux x86_64'
-# Measured: 5.8 GB of .venv, 2.9 GB of downloads held until they are
-# installed, and the same again in pip's cache.
-NEEDED_GB = 12
-# Measured: processor minutes that the operators of mmcv take to compile.
-MMCV_MINUTES = 27
+Stack = namedtuple('Stack', 'python venv mmcv install sources')
+STACKS = {
+    'openmmlab': Stack(
+        '3.11',
+        '.venv',
+        'mmcv',
+        # mim finds no editable installs but those that setuptools makes.
+        'setup.py -q develop --no-deps',
+        ('mmpsa/version.py', 'mmpsa/ops/csrc'),
+    ),
+    'onedl': Stack(
+        '3.12',
+        '.venv-onedl',
+        'onedl-mmcv',
+        '-m pip install -q --no-deps --force-reinstall .',
+        ('mmpsa', 'configs', 'tools', 'model-index.yml'),
+    ),
+}
 
 ENVIRONMENT = dict(
     os.environ,
-    TMPDIR=str(VENV / 'tmp'),  # /tmp is often too small for torch
-    PIP_DISABLE_PIP_VERSION_CHECK='1',
-    # mmcv with operators for the CPU: those for CUDA take a CUDA toolkit of
-    # torch's own version, and nothing here calls them.
-    MMCV_WITH_OPS='1',
+    # Operators for CUDA take a CUDA toolkit of torch's own version, and
+    # nothing here calls them.
     FORCE_CUDA='0',
     CUDA_VISIBLE_DEVICES='',
-    MAX_JOBS=str(os.cpu_count()),
-    # Debug symbols, which Python's own flags ask for, double the time.
-    CFLAGS=f'{os.environ.get("CFLAGS", "")} -g0',
+    PIP_DISABLE_PIP_VERSION_CHECK='1',
 )
 
 
@@ -58,36 +62,65 @@ def stop(message):
     sys.exit(f'make env: {message}')
 
 
-def this_python():
-    version = '.'.join(platform.python_version_tuple()[:2])
+def run(command):
+    """Runs a command and returns its exit code.
+
+    The command leads a process group of its own, so that an interruption
+    ends all of it, compilers too.
+    """
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, cwd=str(ROOT), start_new_session=True
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        raise
+
+
+def step(title, command, hint='see the messages above'):
+    print(f'== {title}', flush=True)
+    if run(command):
+        free = shutil.disk_usage(str(ROOT)).free / 1e9
+        if free < 1:
+            hint = f'the disk is full, or nearly: {free:.1f} GB are free'
+        stop(f'failed at "{title}": {hint}')
+
+
+def check_machine():
     machine = f'{platform.system()} {platform.machine()}'
-    return f'{platform.python_implementation()} {version} on {machine}'
-
-
-def check_python():
-    if this_python() != SUPPORTED:
+    libc = platform.libc_ver()[0] or 'another C library'
+    if (machine, libc) != ('Linux x86_64', 'glibc'):
         stop(
-            f'the pinned versions are for {SUPPORTED}, this is '
-            f'{this_python()}; name another with `make PYTHON=...`'
+            'the pinned versions are for Linux x86_64 with glibc, this is '
+            f'{machine} with {libc}; docs/versions.md has what to install '
+            'elsewhere'
         )
-    for module in ('venv', 'ensurepip'):
-        if importlib.util.find_spec(module) is None:
-            stop(
-                f'{sys.executable} has no module {module} (on Debian and '
-                'Ubuntu: apt install python3.11-venv)'
-            )
 
 
-def check_compiler():
+def check_disk():
+    free = shutil.disk_usage(str(ROOT)).free / 1e9
+    if free < NEEDED_GB:
+        stop(
+            f'the disk of {ROOT} has {free:.1f} GB free, the environment '
+            f'needs about {NEEDED_GB} GB'
+        )
+
+
+def check_compiler(python):
     compiler = os.environ.get('CXX', 'c++')
-    headers = sysconfig.get_path('include')
+    code = 'import sysconfig; print(sysconfig.get_path("include"))'
+    headers = subprocess.check_output(
+        [str(python), '-c', code], universal_newlines=True
+    ).strip()
     probe = f'{compiler} -std=c++17 -fsyntax-only -I {headers} -x c++ -'
     try:
         done = subprocess.run(
             shlex.split(probe),
             input='#include <optional>\n#include <Python.h>\n',
             stderr=subprocess.PIPE,
-            text=True,
+            universal_newlines=True,
         )
     except OSError:
         stop(
@@ -98,156 +131,138 @@ def check_compiler():
         error = done.stderr.partition('\n')[0]
         stop(
             f'mmcv needs C++17 and the headers of Python, `{probe}` fails (on '
-            f'Debian and Ubuntu: apt install g++ python3.11-dev): {error}'
+            f'Debian and Ubuntu: apt install g++ python3-dev): {error}'
         )
 
 
-def check_disk():
-    free = shutil.disk_usage(ROOT).free / 1e9
-    if free < NEEDED_GB:
-        stop(
-            f'the disk of {ROOT} has {free:.1f} GB free, the environment '
-            f'needs about {NEEDED_GB} GB while it is made'
-        )
-
-
-def run(command, watch=None):
-    """Runs a command, hands its output to ``watch`` line by line if given.
-
-    Returns the exit code. The command leads a process group of its own, so
-    that an interruption ends all of it, compilers too.
-    """
-    process = subprocess.Popen(
-        command,
-        env=ENVIRONMENT,
-        start_new_session=True,
-        stdout=subprocess.PIPE if watch else None,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors='replace',
+def find_uv():
+    """uv, from the PATH or installed for this checkout."""
+    for uv in ('uv', str(UV_VENV / 'bin/uv')):
+        try:
+            shown = subprocess.check_output(
+                [uv, '--version'], universal_newlines=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        if tuple(map(int, re.findall(r'\d+', shown)[:2])) >= OLDEST_UV:
+            return uv
+    hint = (
+        f'install uv yourself, or give {sys.executable} its modules venv and '
+        'ensurepip (on Debian and Ubuntu: apt install python3-venv)'
     )
-    try:
-        for line in process.stdout or ():
-            watch(line)
-        return process.wait()
-    except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-        raise
+    venv = [sys.executable, '-m', 'venv', '--clear', str(UV_VENV)]
+    step('a venv for uv', venv, hint)
+    pip = [str(UV_VENV / 'bin/python'), '-m', 'pip', 'install', '-q', UV]
+    step('uv', pip)
+    return str(UV_VENV / 'bin/uv')
 
 
-def step(title, command, watch=None):
-    print(f'== {title}', flush=True)
-    if run(command, watch):
-        free = shutil.disk_usage(ROOT).free / 1e9
-        reason = 'see the messages above'
-        if free < 4:  # pip frees its downloads when it fails
-            reason = f'the disk is full, or was ({free:.1f} GB free now)'
-        stop(f'failed at "{title}": {reason}; `make env` goes on from there')
+def without_mmcv(lock, mmcv):
+    """The lock without its entry for mmcv, and that entry as one line."""
+    entry = re.search(rf'^{mmcv}==.*\n(?: .*\n)+', lock, re.MULTILINE).group()
+    pins = re.sub(r'\\\n|#.*', '', entry).split()
+    return lock.replace(entry, ''), ' '.join(pins)
 
 
-def pip_install(*arguments):
-    options = ('--no-deps', '--no-build-isolation', *arguments)
-    return [str(PYTHON), '-m', 'pip', 'install', *options]
-
-
-def is_sound():
-    """Whether .venv was made to the end, here, by a Python of this version.
-
-    The launcher of pip holds the path where it was made, so that a copied or
-    moved .venv is told apart too.
-    """
-    try:
-        version = subprocess.check_output(
-            [str(VENV / 'bin/pip'), '--version'],
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return False
-    return f' {VENV}/lib/python3.11/' in version
-
-
-def remove_half_installed():
-    """Forgets packages whose installation was cut off.
-
-    pip writes RECORD last, but takes a package without it for installed.
-    """
-    for info in VENV.glob('lib/python3.11/site-packages/*.dist-info'):
-        if not (info / 'RECORD').exists():
-            shutil.rmtree(info)
-
-
-def mmcv_works():
-    return run([str(PYTHON), '-c', 'import mmcv.ops'], lambda line: None) == 0
-
-
-def build_mmcv(*arguments):
-    def watch(line):
-        compiled = re.match(r'\s*\[(\d+)/(\d+)\]', line)
-        if compiled:
-            done, total = compiled.groups()
-            print(f'   {done} of {total} files compiled', flush=True)
-        elif 'error: ' in line.lower():
-            print(line, end='', flush=True)
-
-    step('mmcv with its operators', pip_install('-v', *arguments), watch)
-
-
-def install():
-    pins = [
-        line for line in LOCK.read_text().splitlines() if line[:1] not in '#'
-    ]
-    first = [pin for pin in pins if re.match('(pip|setuptools|wheel)=', pin)]
-    mmcv = next(pin for pin in pins if pin.startswith('mmcv='))
-    packages = [pin for pin in pins if pin != mmcv]
-
-    if not is_sound():
-        check_disk()
-        venv = [sys.executable, '-m', 'venv', '--clear', str(VENV)]
-        step('a new .venv', venv)
-    remove_half_installed()
-    shutil.rmtree(VENV / 'tmp', ignore_errors=True)
-    (VENV / 'tmp').mkdir()
-    step('pip, setuptools, wheel', pip_install('--quiet', *first))
+def install_packages(stack, lock, venv):
+    check_disk()
+    uv = find_uv()
+    ours = '{}.{}'.format(*sys.version_info) == stack.python
+    # A new one each time: one that was cut off is not to be told from a
+    # whole one, and uv's cache fills it in seconds.
     step(
-        f'{len(packages)} packages, a download of about 2.9 GB the first time',
-        pip_install(*packages),
+        f'{venv.name}, with Python {stack.python}',
+        [uv, 'venv', '-q', '--clear', str(venv), '--python']
+        + [sys.executable if ours else stack.python],
+        f'install Python {stack.python}, or name the one that you have: '
+        f'`make PYTHON=/path/to/python{stack.python} ...`',
     )
-    print(
-        'Next: mmcv. If pip has it built, seconds; to compile it, about '
-        f'{MMCV_MINUTES / os.cpu_count():.0f} minutes.',
-        flush=True,
+    python = str(venv / 'bin/python')
+    check_compiler(python)
+    rest, mmcv = without_mmcv(lock.read_text(), stack.mmcv)
+    packages = venv / 'packages.txt'
+    packages.write_text(rest)
+    step(
+        f'{rest.count("==")} packages, the first time a download of 3 GB',
+        [uv, 'pip', 'sync', '-q', '--require-hashes', '--python', python]
+        + ['--build-constraint', str(BUILD), str(packages)],
     )
-    build_mmcv(mmcv)
-    if not mmcv_works():
-        # pip's cache does not tell for which torch it holds an mmcv.
-        print('The mmcv that pip had does not import: compile it anew.')
-        build_mmcv('--force-reinstall', '--no-cache-dir', mmcv)
-        if not mmcv_works():
-            stop(f'mmcv does not import: try {PYTHON} -c "import mmcv.ops"')
-    step('mmpsa itself, editable', pip_install('-qq', '-e', str(ROOT)))
-    shutil.rmtree(VENV / 'tmp')
+    step(
+        f'{mmcv.split()[0]} with its operators, minutes the first time',
+        [python, BUILD_MMCV, mmcv],
+    )
+
+
+def files(*paths):
+    """The files at and under these paths of the checkout."""
+    for path in (ROOT / path for path in paths):
+        if path.is_dir():
+            yield from files(*sorted(path.iterdir()))
+        elif path.suffix not in ('.pyc', '.so'):
+            yield path
+
+
+def once(stamp, inputs, action):
+    """Does it, unless it was done here with the same inputs."""
+    # The path too: a moved environment does not work.
+    digest = hashlib.sha256(str(stamp).encode())
+    for path in inputs:
+        digest.update(path.read_bytes())
+    if not stamp.exists() or stamp.read_text() != digest.hexdigest():
+        action()
+        stamp.write_text(digest.hexdigest())
+
+
+def install(name):
+    stack = STACKS[name]
+    venv, lock = ROOT / stack.venv, LOCKS / f'{name}.txt'
+    once(
+        venv / '.packages',
+        [lock, BUILD, *files('requirements/install.py', BUILD_MMCV)],
+        lambda: install_packages(stack, lock, venv),
+    )
+    mmpsa = [str(venv / 'bin/python'), *stack.install.split()]
+    once(
+        venv / '.mmpsa',
+        files('setup.py', 'setup.cfg', *stack.sources),
+        lambda: step('mmpsa', mmpsa),
+    )
+
+
+def lock():
+    """Pins what the lists ask for; a pin that still serves stays."""
+    uv = find_uv()
+    for name, stack in STACKS.items():
+        step(
+            f'locking {name}',
+            [uv, 'pip', 'compile', '-q', '--generate-hashes']
+            + ['--python-version', stack.python]
+            + ['--python-platform', 'x86_64-unknown-linux-gnu']
+            + ['--build-constraint', str(BUILD)]
+            + ['--override', str(LOCKS / f'{name}.overrides')]
+            + ['--custom-compile-command', 'make lock']
+            + ['-o', f'requirements/stacks/{name}.txt']
+            + [f'requirements/stacks/{name}.in'],
+        )
 
 
 def main():
-    digest = hashlib.sha256(str(VENV).encode())
-    for path in INPUTS:
-        digest.update(path.read_bytes())
-    key = digest.hexdigest()
-    if STAMP.exists() and STAMP.read_text() == key:
-        return
-    check_python()
-    check_compiler()
+    if sys.version_info < (3, 8):
+        stop(f'it takes Python 3.8 or newer, {sys.executable} is older')
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    install()
-    STAMP.write_text(key)
+    name = sys.argv[1] if len(sys.argv) > 1 else 'openmmlab'
+    if name == 'lock':
+        return lock()
+    if name not in STACKS:
+        stop(f'STACK must be one of {", ".join(STACKS)}, got {name!r}')
+    check_machine()
+    install(name)
 
 
 if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
-        stop('interrupted; `make env` goes on from there')
+        stop('interrupted; `make env` begins that step again')
     except OSError as error:
         stop(error)

@@ -3,25 +3,44 @@
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
 
 import mmpsa
-from mmpsa.compatibility import OLDEST_TORCH, VERSIONS
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / 'requirements/install.py'
+FOLDER = ROOT / 'requirements'
 
 
 def requirements(name):
-    lines = (ROOT / f'requirements/{name}.txt').read_text().splitlines()
+    lines = (FOLDER / f'{name}.txt').read_text().splitlines()
     return [Requirement(line) for line in lines if line[:1] not in '#']
+
+
+def locked(stack):
+    """The pins of a stack by name, and how many hashes each has."""
+    text = (FOLDER / f'stacks/{stack}.txt').read_text()
+    entries = re.findall(r'(?m)^(\S+)==(\S+) \\\n((?: .*\n)+)', text)
+    return {
+        name: (pin, hashes.count('--hash=sha256:'))
+        for name, pin, hashes in entries
+    }
+
+
+def load(path):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def mim_files(folder):
@@ -35,29 +54,40 @@ def mim_files(folder):
 
 
 class TestRequirements:
-    lock = {pin.name: pin.specifier for pin in requirements('lock')}
+    @pytest.mark.parametrize('stack', ['openmmlab', 'onedl'])
+    def test_every_line_of_a_lock_is_pinned_and_hashed(self, stack):
+        pins = locked(stack)
+        text = (FOLDER / f'stacks/{stack}.txt').read_text()
+        lines = [line for line in text.splitlines() if line[:1] not in '# ']
+        assert len(pins) == len(lines) > 100
+        assert all(hashes for _, hashes in pins.values())
 
-    def test_lock_pins_exactly(self):
-        assert {len(pin) for pin in self.lock.values()} == {1}
-        assert {
-            spec.operator for pin in self.lock.values() for spec in pin
-        } == {'=='}
-
-    @pytest.mark.parametrize('name', ['runtime', 'pose', 'seg', 'dev'])
-    def test_lock_serves(self, name):
+    @pytest.mark.parametrize(
+        'stack, name',
+        [
+            *(('openmmlab', name) for name in ('openmmlab', 'pose', 'seg')),
+            ('openmmlab', 'pretrain'),
+            ('onedl', 'onedl'),
+            *((stack, 'runtime') for stack in ('openmmlab', 'onedl')),
+            *((stack, 'dev') for stack in ('openmmlab', 'onedl')),
+            *((stack, 'timm') for stack in ('openmmlab', 'onedl')),
+        ],
+    )
+    def test_lock_serves(self, stack, name):
+        pins = locked(stack)
         for wanted in requirements(name):
-            (pin,) = self.lock[wanted.name]
-            assert pin.version in wanted.specifier, wanted
+            assert pins[wanted.name][0] in wanted.specifier, wanted
 
-    def test_ranges_are_those_checked_at_import(self):
-        ranges = {
-            wanted.name.replace('mmsegmentation', 'mmseg'): wanted.specifier
-            for name in ('runtime', 'pose', 'seg', 'pretrain')
-            for wanted in requirements(name)
-        }
-        for name, (low, high) in VERSIONS.items():
-            assert ranges[name] == Requirement(f'x>={low},<{high}').specifier
-        assert ranges['torch'] == Requirement(f'x>={OLDEST_TORCH}').specifier
+    def test_dropped_packages_are_in_no_lock(self):
+        for stack in ('openmmlab', 'onedl'):
+            text = (FOLDER / f'stacks/{stack}.overrides').read_text()
+            dropped = set(re.findall(r'(?m)^([\w-]+);', text))
+            assert 'chumpy' in dropped
+            assert not dropped & set(locked(stack))
+
+    def test_runtime_names_no_distribution_that_has_a_fork(self):
+        names = {wanted.name for wanted in requirements('runtime')}
+        assert names == {'torch'}
 
 
 class TestPackage:
@@ -113,101 +143,189 @@ class TestPackage:
         commands.get_model_info('mmpsa')
 
 
+class TestBuildMmcv:
+    script = load(FOLDER / 'build_mmcv.py')
+
+    def test_a_wheel_serves_one_torch(self):
+        folders = {
+            self.script.cache_folder(SimpleNamespace(__version__=torch), cuda)
+            for torch in ('2.11.0+cu130', '2.11.0+cpu', '2.15.0+cu130')
+            for cuda in (True, False)
+        }
+        assert len(folders) == 6
+
+    def test_combined_sources_are_the_same_sources(self, tmp_path):
+        host = tmp_path / 'mmcv/ops/csrc/pytorch'
+        (host / 'cpu').mkdir(parents=True)
+        (host / 'cuda').mkdir()
+        for name in ('nms', 'psamask', 'cpu/nms', 'cpu/psamask', 'cuda/x'):
+            (host / f'{name}.cpp').write_text(f'// {name}')
+        (tmp_path / 'setup.py').write_text("['-Wall', '-std=c++17']")
+        self.script.combine(tmp_path)
+        assert (tmp_path / 'setup.py').read_text() == "['-Wall', ]"
+        left = {
+            str(path.relative_to(host).with_suffix(''))
+            for path in host.rglob('*.cpp')
+        }
+        assert left == {'combined', 'cpu/combined', 'cpu/psamask', 'cuda/x'}
+        for folder, names in (('.', ['nms', 'psamask']), ('cpu', ['nms'])):
+            lines = (host / folder / 'combined.cpp').read_text().splitlines()
+            assert lines == [f'#include "{name}.inc"' for name in names]
+            for name in names:
+                assert (host / folder / f'{name}.inc').exists()
+
+    @pytest.mark.parametrize('given', ['mmcv', 'mmcv>=2.1', 'mmcv==2.1.*'])
+    def test_a_requirement_that_is_no_release(self, given, monkeypatch):
+        monkeypatch.setattr(sys, 'argv', ['build_mmcv.py', given])
+        with pytest.raises(SystemExit, match=r"like 'mmcv==2.1.0', got"):
+            self.script.main()
+
+    def test_missing_tools_are_named_with_the_remedy(self, monkeypatch):
+        monkeypatch.setattr(sys, 'argv', ['build_mmcv.py'])
+        monkeypatch.setattr(
+            self.script,
+            'find_spec',
+            lambda name: None if name == 'ninja' else name,
+        )
+        with pytest.raises(SystemExit, match='lacks ninja; .*pip install'):
+            self.script.main()
+
+
 class TestSetUpScript:
     @pytest.fixture
     def script(self, tmp_path):
-        """The script in a tree of its own, where .venv is not there yet."""
-        path = tmp_path / 'requirements/install.py'
-        path.parent.mkdir()
-        shutil.copy(SCRIPT, path)
-        shutil.copy(ROOT / 'requirements/lock.txt', path.parent)
-        spec = importlib.util.spec_from_file_location('install', path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        """The script in a tree of its own, where no environment is yet."""
+        shutil.copytree(FOLDER, tmp_path / 'requirements')
+        return load(tmp_path / 'requirements/install.py')
 
     @staticmethod
-    def refusal(function):
+    def refusal(function, *arguments):
         with pytest.raises(SystemExit) as stopped:
-            function()
+            function(*arguments)
         message = stopped.value.code
         assert message.startswith('make env: ')
         assert len(message.splitlines()) == 1
         return message
 
-    @pytest.mark.parametrize('found', ['3.7.16', '3.14.0'])
-    def test_another_python(self, script, monkeypatch, found):
-        monkeypatch.setattr(
-            platform, 'python_version_tuple', lambda: found.split('.')
-        )
-        message = self.refusal(script.check_python)
-        assert 'for CPython 3.11 on Linux x86_64' in message
-        assert f'this is CPython {found.rpartition(".")[0]}' in message
+    def test_old_python(self, script, monkeypatch):
+        monkeypatch.setattr(sys, 'version_info', (3, 7, 16))
+        assert 'takes Python 3.8 or newer' in self.refusal(script.main)
 
-    def test_python_without_venv(self, script, monkeypatch):
-        monkeypatch.setattr(script, 'SUPPORTED', script.this_python())
-        monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-        assert 'no module venv' in self.refusal(script.check_python)
+    @pytest.mark.parametrize(
+        'system, libc, named',
+        [
+            ('Darwin', '', 'Darwin x86_64'),
+            ('Windows', '', 'Windows x86_64'),
+            ('Linux', '', 'Linux x86_64 with another C library'),
+        ],
+    )
+    def test_another_machine(self, script, monkeypatch, system, libc, named):
+        monkeypatch.setattr(platform, 'machine', lambda: 'x86_64')
+        monkeypatch.setattr(platform, 'system', lambda: system)
+        monkeypatch.setattr(platform, 'libc_ver', lambda: (libc, ''))
+        message = self.refusal(script.check_machine)
+        assert 'for Linux x86_64 with glibc' in message
+        assert named in message
+
+    def test_unknown_stack(self, script, monkeypatch):
+        monkeypatch.setattr(sys, 'argv', ['install.py', 'onld'])
+        message = self.refusal(script.main)
+        assert "one of openmmlab, onedl, got 'onld'" in message
 
     def test_no_compiler(self, script, monkeypatch):
         monkeypatch.delenv('CXX', raising=False)
         monkeypatch.setenv('PATH', os.devnull)
-        assert "there is no 'c++'" in self.refusal(script.check_compiler)
+        message = self.refusal(script.check_compiler, sys.executable)
+        assert "there is no 'c++'" in message
 
     def test_compiler_that_fails(self, script, monkeypatch):
         monkeypatch.setenv('CXX', 'false')
-        assert '`false -std=c++17' in self.refusal(script.check_compiler)
+        message = self.refusal(script.check_compiler, sys.executable)
+        assert '`false -std=c++17' in message
 
     def test_full_disk(self, script, monkeypatch):
-        usage = shutil.disk_usage('/')._replace(free=int(1.5e9))
+        usage = shutil.disk_usage('/')._replace(free=int(0.5e9))
         monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
-        assert '1.5 GB free' in self.refusal(script.check_disk)
+        assert '0.5 GB free' in self.refusal(script.check_disk)
+        message = self.refusal(script.step, 'title', ['false'])
+        assert 'the disk is full' in message
 
     def test_failing_step(self, script, capfd):
-        message = self.refusal(lambda: script.step('title', ['false']))
-        assert 'failed at "title"' in message
+        message = self.refusal(script.step, 'title', ['false'], 'do this')
+        assert 'failed at "title": do this' in message
         assert capfd.readouterr().out == '== title\n'
 
-    def test_output_is_watched(self, script):
-        seen = []
-        assert script.run(['echo', 'a\nb'], seen.append) == 0
-        assert seen == ['a\n', 'b\n']
+    def test_uv_that_is_old_or_absent_is_installed(self, script, monkeypatch):
+        ran = []
+        monkeypatch.setattr(
+            script, 'step', lambda title, *rest: ran.append(title)
+        )
+        answers = {'uv': 'uv 0.5.1'}
+        monkeypatch.setattr(
+            subprocess,
+            'check_output',
+            lambda command, **_: answers.get(command[0], 'uv 0.0.0'),
+        )
+        ours = str(script.UV_VENV / 'bin/uv')
+        assert script.find_uv() == ours
+        assert ran == ['a venv for uv', 'uv']
+        answers['uv'] = 'uv 0.8.0 (x86_64)'
+        assert script.find_uv() == 'uv'
+        answers = {ours: 'uv 0.13.9'}
+        assert script.find_uv() == ours
+        assert len(ran) == 2
 
-    def test_half_made_environment_is_told_apart(self, script):
-        assert not script.is_sound()
-        pip = script.VENV / 'bin/pip'
-        pip.parent.mkdir(parents=True)
-        for home, sound in ((script.VENV, True), (Path('/moved'), False)):
-            where = f'pip 24.3.1 from {home}/lib/python3.11/site-packages/pip'
-            pip.write_text(f'#!/bin/sh\necho "{where} (python 3.11)"\n')
-            pip.chmod(0o755)
-            assert script.is_sound() is sound
+    @pytest.mark.parametrize('stack', ['openmmlab', 'onedl'])
+    def test_mmcv_is_installed_apart(self, script, stack):
+        lock = (FOLDER / f'stacks/{stack}.txt').read_text()
+        name = script.STACKS[stack].mmcv
+        rest, mmcv = script.without_mmcv(lock, name)
+        pin, hashes = locked(stack)[name]
+        assert re.fullmatch(
+            rf'{name}=={pin}( --hash=sha256:[0-9a-f]{{64}}){{{hashes}}}', mmcv
+        )
+        names = re.findall(r'(?m)^([\w-]+)==', rest)
+        assert set(names) == set(locked(stack)) - {name}
 
-    def test_half_installed_package_is_forgotten(self, script):
-        site = script.VENV / 'lib/python3.11/site-packages'
-        for name in ('whole', 'half'):
-            (site / f'{name}-1.0.dist-info').mkdir(parents=True)
-            (site / f'{name}-1.0.dist-info/METADATA').touch()
-        (site / 'whole-1.0.dist-info/RECORD').touch()
-        script.remove_half_installed()
-        assert [path.name for path in site.iterdir()] == [
-            'whole-1.0.dist-info'
-        ]
-
-    def test_finished_environment_is_left_alone(self, script, monkeypatch):
-        for path in script.INPUTS:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        script.VENV.mkdir()
+    def test_what_is_done_is_not_done_again(self, script, tmp_path):
+        stamp, source = tmp_path / 'stamp', tmp_path / 'source'
+        source.write_text('a')
         calls = []
-        for name in ('check_python', 'check_compiler', 'install'):
-            monkeypatch.setattr(
-                script, name, lambda name=name: calls.append(name)
-            )
-        script.main()
-        assert calls == ['check_python', 'check_compiler', 'install']
-        script.main()
+
+        def once(stamp, fails=False):
+            def action():
+                calls.append(stamp)
+                if fails:
+                    raise KeyboardInterrupt
+
+            script.once(stamp, [source], action)
+
+        with pytest.raises(KeyboardInterrupt):
+            once(stamp, fails=True)
+        once(stamp)
+        once(stamp)
+        assert len(calls) == 2
+        source.write_text('b')
+        once(stamp)
         assert len(calls) == 3
-        script.LOCK.write_text('torch==2.99')
-        script.main()
-        assert len(calls) == 6
+        moved = stamp.rename(tmp_path / 'moved')
+        once(moved)
+        assert len(calls) == 4
+
+    def test_environment_follows_its_inputs(self, script, monkeypatch):
+        seen = {}
+        monkeypatch.setattr(
+            script,
+            'once',
+            lambda stamp, inputs, action: seen.update(
+                {stamp: {str(p.relative_to(script.ROOT)) for p in inputs}}
+            ),
+        )
+        for name in ('mmpsa/ops', 'configs', 'tools'):
+            shutil.copytree(ROOT / name, script.ROOT / name)
+        script.install('onedl')
+        packages, mmpsa = seen.values()
+        assert 'requirements/stacks/onedl.txt' in packages
+        assert 'requirements/build_mmcv.py' in packages
+        assert {'setup.py', 'mmpsa/ops/__init__.py'} < mmpsa
+        assert not [name for name in mmpsa if name.endswith('.pyc')]
