@@ -16,7 +16,7 @@ lock:  ## pin the newest versions that requirements/stacks/*.in allow
 	@$(PYTHON) requirements/install.py lock
 
 quickstart: env  ## data, training, evaluation, a table and a picture
-	.venv/bin/python tools/quickstart.py
+	.venv/bin/python dev/quickstart.py
 
 benchmark: env  ## time and memory of PSA, SE and others
 	.venv/bin/python tools/benchmark.py
@@ -34,7 +34,7 @@ test-block:  ## test the block alone on another torch, TORCH=2.1.2
 	  tests/test_psa.py
 
 upstream-tests: env  ## run upstream's tests, without and with mmpsa
-	.venv/bin/python tools/upstream_tests.py
+	.venv/bin/python dev/upstream_tests.py
 
 lint: env  ## check style and format
 	.venv/bin/python -m ruff check --no-cache
@@ -45,7 +45,7 @@ format: env  ## mend style and format
 	.venv/bin/python -m ruff format
 
 zoo-check: env  ## evaluate the published checkpoints (needs data/)
-	.venv/bin/python tools/zoo_check.py
+	.venv/bin/python dev/zoo_check.py
 
 clean:  ## remove .venv and everything built
 	rm -rf .venv .venv-* build dist mmpsa.egg-info mmpsa/.mim

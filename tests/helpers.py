@@ -1,8 +1,17 @@
-"""A plugin that counts its calls, backbones and blocks to compare."""
+"""What tests share: a plugin that counts its calls, backbones and blocks to
+compare, the repository's scripts, a web server.
+"""
 
 import copy
+import runpy
+import sys
+from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module, util
+from pathlib import Path
+from threading import Thread
+from unittest import mock
 
 import torch
 from mmengine.registry import MODELS, DefaultScope
@@ -13,6 +22,55 @@ from torch import nn
 from mmpsa import PolarizedSelfAttention  # registers the backbones too
 from mmpsa.ops import reference
 from mmpsa.psa import LAYOUTS
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def load_script(path):
+    """A script of the repository as a module.
+
+    Args:
+        path (str): Relative to the repository.
+    """
+    path = REPO / path
+    # At the end, where tools/test.py hides nothing of Python's.
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = util.spec_from_file_location(path.stem, path)
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_script(path, *arguments):
+    """Run a script of the repository as the command line does, in here.
+
+    Args:
+        path (str): Relative to the repository.
+        arguments (object): What ``str`` makes the command line of.
+    """
+    path = str(REPO / path)
+    folders = [str(Path(path).parent), *sys.path]
+    argv = [path, *map(str, arguments)]
+    with mock.patch.multiple(sys, argv=argv, path=folders):
+        runpy.run_path(path, run_name='__main__')
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def serve(folder):
+    """Serve a folder's files on this machine; gives the base URL."""
+    handler = partial(Quiet, directory=str(folder))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f'http://127.0.0.1:{server.server_port}'
+        finally:
+            server.shutdown()
 
 
 @MODELS.register_module()

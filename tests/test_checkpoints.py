@@ -1,20 +1,16 @@
 """The published checkpoints are what their metafiles say."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from helpers import load_script
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 
 REPO = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location(
-    'zoo_check', REPO / 'tools/zoo_check.py'
-)
-zoo_check = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(zoo_check)
+zoo_check = load_script('dev/zoo_check.py')
 MODELS_BY_NAME = {model['Name']: model for model in zoo_check.published()}
 
 

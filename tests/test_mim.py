@@ -1,6 +1,5 @@
 """What mim does with mmpsa: launches, searches, downloads."""
 
-import runpy
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -9,10 +8,10 @@ import click
 import pytest
 import torch
 import torch._dynamo  # before mim: pip, which it imports, changes typing
+from helpers import run_script, serve
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
-from web import serve
 
 from mmpsa.zoo import content_hash
 
@@ -88,9 +87,7 @@ def test_launch(command, launcher, tmp_path, monkeypatch):
         Runner, 'from_cfg', lambda cfg: configs.append(cfg) or Stub()
     )
     monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.setattr(sys, 'argv', [script, *arguments])
-    monkeypatch.syspath_prepend(Path(script).parent)
-    runpy.run_path(script, run_name='__main__')
+    run_script(script, *arguments)
     (cfg,) = configs
     assert Path(cfg.filename).samefile(ROOT / CONFIG)
     assert cfg.launcher == launcher

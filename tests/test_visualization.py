@@ -1,6 +1,5 @@
 """The masks of PSA: recorded, drawn, and sent to a run's backends."""
 
-import importlib.util
 import random
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import build as build_backbone
+from helpers import load_script
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook
@@ -35,11 +35,7 @@ from mmpsa.visualization import (
 )
 
 ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location(
-    'visualize_psa', ROOT / 'tools/visualize_psa.py'
-)
-visualize_psa = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(visualize_psa)
+visualize_psa = load_script('tools/visualize_psa.py')
 NORMALISED = dict(mean=[123.0, 116.0, 103.0], std=[58.0, 57.0, 59.0])
 
 

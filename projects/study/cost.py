@@ -10,7 +10,6 @@ data, and a machine that does nothing else.
 import copy
 import json
 import statistics
-import sys
 import time
 
 import torch
@@ -18,10 +17,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
-import mmpsa  # noqa: F401  (plugins in backbones)
+from mmpsa.complexity import complexity_of
 
 from . import modules  # noqa: F401  (types that the configs name)
-from .runs import ARMS, COSTS, REPO, TASKS, config_of
+from .runs import ARMS, COSTS, TASKS, config_of
 
 ROUNDS = 9
 
@@ -74,9 +73,6 @@ def seconds(task):
 
 def main():
     """Measure all arms of all tasks."""
-    sys.path.insert(0, str(REPO / 'tools'))
-    from complexity import complexity_of
-
     torch.set_num_threads(1)
     costs = {}
     for task in TASKS:

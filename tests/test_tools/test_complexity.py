@@ -1,18 +1,17 @@
 """The complexity table: every multiply-add of PSA is counted."""
 
-import runpy
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from helpers import REPO, load_script, run_script
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmpsa import PolarizedSelfAttention
+from mmpsa.complexity import complexity_of
 
-REPO = Path(__file__).parents[2]
-TOOL = runpy.run_path(str(REPO / 'tools/complexity.py'))
 SMALL = 'configs/pose/lspet/td-hm_hrnet-w16s_1xb32-10e_lspet-128x96_psa-{}.py'
 
 
@@ -55,9 +54,9 @@ def test_multiply_adds_of_psa(layout, count):
     """Operators unknown to the analysis would count as nothing."""
     cfg = config(layout)
     sizes = block_sizes(cfg)
-    params, flops = TOOL['complexity_of'](cfg, naive=count is naive)
+    params, flops = complexity_of(cfg, naive=count is naive)
     del cfg.model.backbone['plugins']
-    base_params, base_flops = TOOL['complexity_of'](cfg)
+    base_params, base_flops = complexity_of(cfg)
     assert flops - base_flops == sum(count(c, p) for c, p in sizes)
     # three matrices and Wz, with biases; one query; the LayerNorm
     assert params - base_params == sum(
@@ -72,16 +71,15 @@ def test_metafile_has_measured_figures():
     cfg = Config.fromfile(REPO / model['Config'])
     metadata = model['Metadata']
     figures = metadata['Parameters'], metadata['FLOPs']
-    assert TOOL['complexity_of'](cfg) == figures
+    assert complexity_of(cfg) == figures
 
 
-def test_table(monkeypatch, capsys):
+def test_table(capsys):
     path = str(REPO / SMALL.format('p'))
-    monkeypatch.setattr('sys.argv', ['complexity.py', path])
-    TOOL['main']()
+    run_script('tools/complexity.py', path)
     head, rule, row = capsys.readouterr().out.splitlines()
     assert head.count('|') == rule.count('|') == row.count('|')
-    params, flops = TOOL['complexity_of'](config('p'))
+    params, flops = complexity_of(config('p'))
     cells = row.strip('| ').split(' | ')
     assert cells[0] == Path(path).stem
     assert cells[2] == f'{params / 1e6:.2f}'
@@ -91,4 +89,4 @@ def test_table(monkeypatch, capsys):
 def test_config_without_plugins_is_refused():
     path = str(REPO / SMALL.format('p').replace('_psa-p', ''))
     with pytest.raises(ValueError, match='backbone has no plugins'):
-        TOOL['row_of'](path)
+        load_script('tools/complexity.py').row_of(path)

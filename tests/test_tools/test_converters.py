@@ -1,25 +1,15 @@
 """The data-set converters, on tiny downloads made here."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from helpers import load_script
 from scipy.io import savemat
 
-TOOLS = Path(__file__).parents[2] / 'tools/dataset_converters'
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-lspet, camvid = load('lspet'), load('camvid')
+lspet = load_script('tools/dataset_converters/lspet.py')
+camvid = load_script('tools/dataset_converters/camvid.py')
 
 
 @pytest.fixture(params=['im{:05d}.png', 'images/im{:05d}.jpg'])

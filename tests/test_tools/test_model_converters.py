@@ -1,17 +1,14 @@
 """Converted checkpoints compute what the originals do."""
 
 import copy
-import importlib
-import sys
 from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import images, randomise, upstream
+from helpers import images, randomise, run_script, upstream
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
@@ -22,7 +19,6 @@ from torch import nn
 from mmpsa import PolarizedSelfAttention
 from mmpsa.ops import reference
 
-TOOLS = Path(__file__).parents[2] / 'tools/model_converters'
 WIDTHS = (8, 16, 32, 64)
 CLASSES = 5
 PSA = dict(type='PSA', identity_init=True)
@@ -226,18 +222,17 @@ class AuthorsNet(nn.Module):
 
 
 @pytest.fixture
-def convert(tmp_path, monkeypatch):
+def convert(tmp_path):
     """Run a converter's main on a state dict.
 
     Returns the model of the config with the converted weights, and the lines
     on the screen; the model is None where no config is given.
     """
-    monkeypatch.syspath_prepend(str(TOOLS))
 
     def run(script, weights, model=None, scope='mmseg', args=()):
         source, target = tmp_path / 'in.pth', tmp_path / 'out.pth'
         torch.save(weights, source)
-        argv = [script, str(source), str(target), *args]
+        argv = [source, target, *args]
         if model:
             config = Config(
                 dict(
@@ -247,10 +242,9 @@ def convert(tmp_path, monkeypatch):
                 )
             )
             config.dump(tmp_path / 'config.py')
-            argv.insert(3, str(tmp_path / 'config.py'))
-        monkeypatch.setattr(sys, 'argv', argv)
+            argv.insert(2, tmp_path / 'config.py')
         with redirect_stdout(StringIO()) as screen:
-            importlib.import_module(script).main()
+            run_script(f'tools/model_converters/{script}.py', *argv)
         lines = screen.getvalue().splitlines()
         if not model:
             return None, lines

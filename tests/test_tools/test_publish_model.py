@@ -1,21 +1,18 @@
 """What is published of a checkpoint."""
 
-import runpy
-import sys
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import run_script
 from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub
 from mmengine.runner import load_checkpoint
 from torch import nn
 
 import mmpsa
-
-SCRIPT = Path(__file__).parents[2] / 'tools/publish_model.py'
 
 
 def model():
@@ -42,14 +39,12 @@ def checkpoint(tmp_path):
 
 
 @pytest.fixture
-def publish(checkpoint, tmp_path, monkeypatch, capsys):
+def publish(checkpoint, tmp_path, capsys):
     """Run the script on the checkpoint; gives the file that it names."""
 
     def publish(*options):
         out = tmp_path / 'zoo/model'
-        argv = [str(SCRIPT), str(checkpoint[0]), str(out), *options]
-        monkeypatch.setattr(sys, 'argv', argv)
-        runpy.run_path(str(SCRIPT), run_name='__main__')
+        run_script('tools/publish_model.py', checkpoint[0], out, *options)
         path, size = capsys.readouterr().out.splitlines()[-1].split(': ')
         assert size.endswith(' MB')
         return Path(path)

@@ -1,14 +1,12 @@
 """What the options of train.py and test.py do to the config."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import run_script
 from mmengine.runner import Runner
 
-TOOLS = Path(__file__).parents[2] / 'tools'
 METRICS = {'bbox/NME': 0.25}
 CONFIG = """
 default_hooks = dict(visualization=dict(type='{}VisualizationHook'))
@@ -26,7 +24,6 @@ test_evaluator = dict(type='NME')
 def run(monkeypatch, tmp_path):
     """Run a script as from the command line, give the runner's config."""
     monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.syspath_prepend(TOOLS)
     monkeypatch.chdir(tmp_path)
 
     def run(script, *options, codebase='Pose', config=CONFIG):
@@ -45,9 +42,7 @@ def run(monkeypatch, tmp_path):
                 return METRICS
 
         monkeypatch.setattr(Runner, 'from_cfg', FakeRunner)
-        argv = [script, 'some_config.py', *map(str, options)]
-        monkeypatch.setattr(sys, 'argv', argv)
-        runpy.run_path(str(TOOLS / script), run_name='__main__')
+        run_script(f'tools/{script}', 'some_config.py', *options)
         return configs[0]
 
     return run

@@ -1,15 +1,10 @@
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import load_script
 
-SPEC = importlib.util.spec_from_file_location(
-    'quickstart', Path(__file__).parents[2] / 'tools/quickstart.py'
-)
-quickstart = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(quickstart)
+quickstart = load_script('dev/quickstart.py')
 
 
 def test_seconds_per_iteration_leaves_validation_out():

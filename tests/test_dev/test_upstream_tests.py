@@ -1,15 +1,9 @@
 """Upstream's tests, run twice: on a small source tree made here."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from helpers import load_script
 
-SPEC = importlib.util.spec_from_file_location(
-    'upstream_tests', Path(__file__).parents[2] / 'tools/upstream_tests.py'
-)
-upstream_tests = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(upstream_tests)
+upstream_tests = load_script('dev/upstream_tests.py')
 
 # As upstream's tests import them, and a subclass that names its base.
 BACKBONES = """

@@ -1,18 +1,14 @@
-import importlib.util
 import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from helpers import load_script
 from mmengine.config import Config
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location(
-    'make_figures', ROOT / 'tools/dataset_converters/make_figures.py'
-)
-make_figures = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(make_figures)
+make_figures = load_script('dev/make_figures.py')
 COUNT = 12
 
 

@@ -126,7 +126,7 @@ def seconds_per_iteration(scalars):
 
 def print_table(models):
     """One row a run."""
-    from complexity import complexity_of
+    from mmpsa.complexity import complexity_of
 
     row = '{:<20}{:>14}{:>12}{:>9}{:>10}'.format
     print('\n' + row('', 'metric', 'parameters', 'GFLOPs', 's / iter'))
@@ -254,7 +254,7 @@ def main():
     os.chdir(Path(__file__).resolve().parents[1])
 
     if force or not (DATA / 'annotations/val.json').exists():
-        script = 'tools/dataset_converters/make_figures.py'
+        script = 'dev/make_figures.py'
         run('Rendering the data (10 s)', [sys.executable, script])
     for label, name in RUNS.items():
         train_and_test(label, name, force)
