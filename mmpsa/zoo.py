@@ -86,7 +86,11 @@ def _find(zoo, name):
     ]
     if len(versions) == 1:
         return paths[versions[0]]
-    near = versions or difflib.get_close_matches(name, paths, n=5)
+    near = (
+        versions
+        or [stem for stem in paths if stem.startswith(name)][:5]
+        or difflib.get_close_matches(name, paths, n=5)
+    )
     raise FileNotFoundError(
         f'{PREFIX}{name} names {len(versions)} of the {len(paths)} published '
         f'checkpoints (NAME-<hash>.pth) in {place}. '

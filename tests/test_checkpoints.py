@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import load_script
 from mmengine.config import Config
@@ -30,6 +31,24 @@ def test_checkpoint(name, monkeypatch):
     lines = (REPO / entry['Training Log']).read_text().splitlines()
     measured = json.loads(lines[-1])
     assert zoo_check.differences(result['Metrics'], measured) == []
+
+
+def test_inferencer_draws_in_the_colours_of_the_data(monkeypatch):
+    """The checkpoint has them: mmseg need not know the data set."""
+    from mmseg.apis import MMSegInferencer
+
+    monkeypatch.delenv('MMPSA_ZOO', raising=False)
+    entry = MODELS_BY_NAME['fpn_r18-w32_1xb8-2k_camvid-180x240_psa-s']
+    inferencer = MMSegInferencer(
+        str(REPO / entry['Config']), entry['Weights'], device='cpu'
+    )
+    image = np.random.default_rng(0).integers(256, size=(90, 120, 3))
+    result = inferencer([image.astype(np.uint8)], return_vis=True)
+    meta = inferencer.visualizer.dataset_meta
+    cfg = inferencer.cfg.test_dataloader.dataset.metainfo
+    assert list(meta['classes']) == list(cfg.classes)
+    assert meta['palette'] == cfg.palette
+    assert result['predictions'].max() < len(cfg.classes)
 
 
 def test_sizes():

@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 import click
+import mmengine.device
 import pytest
 import torch
 import torch._dynamo  # before mim: pip, which it imports, changes typing
@@ -87,6 +88,7 @@ def test_launch(command, launcher, tmp_path, monkeypatch):
         Runner, 'from_cfg', lambda cfg: configs.append(cfg) or Stub()
     )
     monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setattr(mmengine.device, 'get_device', lambda: 'cuda')
     run_script(script, *arguments)
     (cfg,) = configs
     assert Path(cfg.filename).samefile(ROOT / CONFIG)
@@ -94,6 +96,38 @@ def test_launch(command, launcher, tmp_path, monkeypatch):
     assert cfg.work_dir == 'some-dir'
     if command == 'test':
         assert cfg.load_from == 'mmpsa://some-name'
+
+
+TOOLS = [
+    path.relative_to(ROOT)
+    for path in sorted((ROOT / 'tools').rglob('*.py'))
+    if '__main__' in path.read_text()
+]
+
+
+@pytest.mark.parametrize('tool', TOOLS, ids=[tool.stem for tool in TOOLS])
+def test_run(tool, monkeypatch, capsys):
+    """Every tool runs by its name; ``-- -h`` shows what it takes.
+
+    ``mim run mmpsa NAME -h`` does not: mim knows its own packages alone.
+    """
+    launched = []
+    with monkeypatch.context() as patch:
+        module = import_module('mim.commands.run')
+        patch.setattr(
+            module.subprocess,
+            'check_call',
+            lambda cmd, env: launched.append(cmd) or 0,
+        )
+        mim('run', tool.stem, '--', '-h')
+    ((python, script, *arguments),) = launched
+    assert python == sys.executable
+    assert Path(script).samefile(ROOT / tool)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run_script(script, *arguments)
+    assert not stopped.value.code
+    assert capsys.readouterr().out.startswith(f'usage: {tool.name}')
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import build as build_backbone
-from helpers import load_script
+from helpers import run_script
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook
@@ -35,7 +35,7 @@ from mmpsa.visualization import (
 )
 
 ROOT = Path(__file__).parents[1]
-visualize_psa = load_script('tools/visualize_psa.py')
+TOOL = 'tools/visualize_psa.py'
 NORMALISED = dict(mean=[123.0, 116.0, 103.0], std=[58.0, 57.0, 59.0])
 
 
@@ -412,7 +412,7 @@ CONFIGS = {
 
 class TestTool:
     @pytest.fixture
-    def run(self, tmp_path, monkeypatch):
+    def run(self, tmp_path):
         """Draw for a picture of 90×60, with untrained weights."""
 
         def run(codebase, suffix='_psa-s'):
@@ -432,8 +432,7 @@ class TestTool:
             image, out = tmp_path / 'image.jpg', tmp_path / 'new/out.png'
             cv2.imwrite(str(image), np.full((60, 90, 3), 50, np.uint8))
             argv = [path, checkpoint, image, '--out', out]
-            monkeypatch.setattr(sys, 'argv', ['', *map(str, argv)])
-            visualize_psa.main()
+            run_script(TOOL, *argv)
             return cv2.imread(str(out))
 
         return run
@@ -447,10 +446,18 @@ class TestTool:
         with pytest.raises(ValueError, match='no PSA'):
             run('mmseg', suffix='')
 
-    def test_other_codebase(self, tmp_path, monkeypatch):
-        config = tmp_path / 'config.py'
+    def test_other_codebase(self, tmp_path):
+        config, image = tmp_path / 'config.py', tmp_path / 'x.jpg'
         config.write_text("default_scope = 'mmdet'")
-        argv = ['', str(config), 'x.pth', 'x.jpg', '--out', 'x.png']
-        monkeypatch.setattr(sys, 'argv', argv)
+        cv2.imwrite(str(image), np.zeros((9, 9, 3), np.uint8))
         with pytest.raises(ValueError, match="default_scope.*'mmdet'"):
-            visualize_psa.main()
+            run_script(TOOL, config, 'x.pth', image, '--out', 'x.png')
+
+    def test_missing_image(self, tmp_path, capsys):
+        image = tmp_path / 'x.jpg'
+        for reason in ("there is no file '{}'", "'{}' is no image"):
+            with pytest.raises(SystemExit):
+                run_script(TOOL, 'x.py', 'x.pth', image, '--out', 'x.png')
+            last = capsys.readouterr().err.splitlines()[-1]
+            assert last.endswith(f'image: {reason.format(image)}')
+            image.write_text('<html>')

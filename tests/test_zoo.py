@@ -93,6 +93,17 @@ def test_wrong_name(folder):
     assert 'names 0 of the 1' in refusal(FileNotFoundError, f'../{path}')
 
 
+def test_shortened_name(folder):
+    """A few letters are too unlike the whole name for difflib."""
+    names = [
+        publish(folder, f'td-hm_res50_8xb64-210e_coco-256x192_{end}', 1).stem
+        for end in ('psa-p', 'psa-s', 'psa-ch')
+    ]
+    publish(folder, 'fpn_r18', 1)
+    message = refusal(FileNotFoundError, 'td-hm')
+    assert f'Did you mean {", ".join(sorted(names))}?' in message
+
+
 def test_damaged_file(folder):
     path = publish(folder, 'model', 1)
     path.write_bytes(path.read_bytes()[:-1])

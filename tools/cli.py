@@ -38,11 +38,19 @@ def parse_args(parser):
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
-    # A config without custom_imports needs mmpsa too: on torch >= 2.6 it is
-    # what lets mmengine read its own checkpoints. Not at the top of the
-    # file, where it would make `-h` wait.
+    # A config without custom_imports needs mmpsa too: it gives backbones
+    # their plugins=, and on torch >= 2.6 it lets mmengine read its own
+    # checkpoints. Not at the top of the file, where it would make `-h` wait.
+    from mmengine.device import get_device
+
     import mmpsa  # noqa: F401
 
+    if args.launcher != 'none' and get_device() == 'cpu':
+        parser.error(
+            f'--launcher {args.launcher} needs a GPU for each process: '
+            'mmengine puts every process on one, and there is none here. '
+            'Leave --launcher out to run one process on the CPU'
+        )
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher

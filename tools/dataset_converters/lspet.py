@@ -8,7 +8,7 @@ or in ``images/``, and writes what ``configs/pose/lspet`` reads::
     data/lspet/lspet_train.json      nine images of ten
     data/lspet/lspet_val.json        every tenth image
 
-    python tools/dataset_converters/lspet.py ~/hr-lspet data/lspet
+    mim run mmpsa lspet ~/hr-lspet data/lspet
 """
 
 import argparse

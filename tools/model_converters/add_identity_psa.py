@@ -4,8 +4,7 @@ For a checkpoint of mmpose or mmsegmentation and the config of the same model
 with ``plugins=[dict(cfg=dict(type='PSA', identity_init=True), …)]``. The new
 checkpoint computes what the old one does, exactly::
 
-    python tools/model_converters/add_identity_psa.py BASELINE.pth OUT.pth \
-        CONFIG
+    mim run mmpsa add_identity_psa BASELINE.pth OUT.pth CONFIG
 """
 
 import argparse

@@ -6,7 +6,7 @@ PSA in the BasicBlocks of HRNet, as ``deattn``. The counterpart is OCRNet with
 HRNetV2-W48 and PSA of ``variant='official'``; a checkpoint of NVIDIA's code
 without PSA converts as well::
 
-    python tools/model_converters/authors_ocrnet.py THEIRS.pth OUT.pth [CONFIG]
+    mim run mmpsa authors_ocrnet THEIRS.pth OUT.pth [CONFIG]
 
 With a config, the result is checked against its model.
 """

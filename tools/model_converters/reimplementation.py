@@ -5,8 +5,8 @@ computes the paper's equations with the parameters of ``variant='paper'``
 (``ch_wv``, ``sp_wq``, …). What differs is the attribute that the block is of
 its parent, which ``plugins=`` calls ``psa``::
 
-    python tools/model_converters/reimplementation.py THEIRS.pth OUT.pth \
-        [CONFIG] [--name psa]
+    mim run mmpsa reimplementation THEIRS.pth OUT.pth [CONFIG] \
+        [--name psa]
 
 With a config, the result is checked against its model. All other weights keep
 their names.
