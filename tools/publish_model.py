@@ -13,6 +13,7 @@ them as the model's weights, and the others beside them.
 
 import argparse
 import io
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -43,11 +44,11 @@ def half(key, tensor):
     return halved
 
 
-def publish(checkpoint, metrics, use_half):
+def publish(path, metrics, use_half):
     """Reduce a checkpoint to what is published.
 
     Args:
-        checkpoint (dict): As mmengine saves it: ``state_dict``, ``meta``, …
+        path (str): The checkpoint, as mmengine saves it.
         metrics (dict): Values by name, for ``meta``.
         use_half (bool): Whether to save weights in half precision.
 
@@ -55,15 +56,19 @@ def publish(checkpoint, metrics, use_half):
         dict: ``state_dict`` and ``meta``.
 
     Raises:
-        ValueError: The checkpoint is not one of mmengine.
+        ValueError: The file cannot be read or is not one of mmengine, or
+            its weights are too large for half precision.
     """
+    from mmpsa.checkpoints import read_checkpoint
+    from mmpsa.compatibility import installed_codebases
+
+    checkpoint = read_checkpoint(path)
     missing = {'state_dict', 'meta'}.difference(checkpoint)
     if missing:
         raise ValueError(
-            'IN must be a checkpoint that mmengine saved, but has no '
+            f'{path} must be a checkpoint that mmengine saved, but has no '
             f'{" and no ".join(sorted(missing))}'
         )
-    from mmpsa.compatibility import installed_codebases
 
     packages = ('mmpsa', 'torch', 'mmengine', 'mmcv', *installed_codebases())
     state_dict = checkpoint['state_dict']
@@ -111,19 +116,22 @@ def main():
     args = parser.parse_args()
 
     import torch
-    from mmengine.runner.checkpoint import CheckpointLoader
 
+    from mmpsa.checkpoints import replacing
     from mmpsa.zoo import content_hash
 
-    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu')
-    published = publish(checkpoint, dict(args.metric), args.half)
+    try:
+        published = publish(args.checkpoint, dict(args.metric), args.half)
+    except ValueError as error:
+        sys.exit(f'publish_model: {error}')
     buffer = io.BytesIO()
     torch.save(published, buffer)
     data = buffer.getvalue()
     name = args.out[:-4] if args.out.endswith('.pth') else args.out
     path = Path(f'{name}-{content_hash(data)}.pth')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('xb') as file:  # x refuses to overwrite
+    if path.exists():
+        sys.exit(f'publish_model: {path} exists already; nothing is written')
+    with replacing(path) as file:
         file.write(data)
     print(f'{path}: {len(data) / 1e6:.1f} MB')
 

@@ -86,7 +86,7 @@ def test_what_is_kept(publish, checkpoint, monkeypatch):
 def test_nothing_is_overwritten(publish):
     path = publish()
     content = path.read_bytes()
-    with pytest.raises(FileExistsError, match=path.name):
+    with pytest.raises(SystemExit, match=f'{path.name} exists'):
         publish()
     assert path.read_bytes() == content
 
@@ -109,7 +109,7 @@ def test_too_large_for_half(publish, checkpoint):
     path, content = checkpoint
     content['state_dict']['0.bias'][0] = 1e5
     torch.save(content, path)
-    with pytest.raises(ValueError, match=r'0\.bias .*100000'):
+    with pytest.raises(SystemExit, match=r'0\.bias .*100000'):
         publish('--half')
 
 
@@ -131,7 +131,14 @@ def test_averaged_weights_are_published(publish, checkpoint):
 def test_not_a_checkpoint_of_mmengine(publish, checkpoint):
     path, content = checkpoint
     torch.save(content['state_dict'], path)
-    with pytest.raises(ValueError, match='no meta and no state_dict'):
+    with pytest.raises(SystemExit, match=f'{path}.*no meta and no state_dict'):
+        publish()
+
+
+def test_file_that_is_no_checkpoint(publish, checkpoint):
+    path, _ = checkpoint
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match=f'publish_model: {path} must be'):
         publish()
 
 

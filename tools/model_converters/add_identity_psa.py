@@ -9,9 +9,10 @@ checkpoint computes what the old one does, exactly::
 
 import argparse
 
-from state_dicts import build_model, load, read, show, write
+from state_dicts import build_model, describe, load, read, run, show, write
 
 from mmpsa import PolarizedSelfAttention
+from mmpsa.checkpoints import CheckpointError
 
 
 def add(weights, config):
@@ -22,22 +23,21 @@ def add(weights, config):
         config (str): A config file, of the model with PSA.
 
     Returns:
-        tuple[dict[str, Tensor], Config]: All weights of the model with PSA,
-        and the config.
+        dict[str, Tensor]: All weights of the model with PSA.
 
     Raises:
-        ValueError: If the model has no PSA, or one that does not start as
+        CheckpointError: If the model has no PSA, or one that does not start as
             the identity; if the weights have PSA already, lack anything but
             PSA, or have other shapes.
     """
-    model, cfg = build_model(config)
+    model = build_model(config)
     blocks = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, PolarizedSelfAttention)
     }
     if not blocks:
-        raise ValueError(
+        raise CheckpointError(
             f'{config} must give the model PSA, plugins=[dict(cfg=dict('
             "type='PSA', identity_init=True), …)]; its model has none"
         )
@@ -46,7 +46,7 @@ def add(weights, config):
     ]
     if others:
         show('Not the identity at the start', others)
-        raise ValueError(
+        raise CheckpointError(
             f'{config} must have identity_init=True for every PSA, which '
             "needs variant='paper'; it lacks it for the "
             f'{len(others)} listed'
@@ -55,7 +55,7 @@ def add(weights, config):
     trained = [key for key in weights if key.startswith(own)]
     if trained:
         show('PSA in the checkpoint', trained)
-        raise ValueError(
+        raise CheckpointError(
             f'the checkpoint must have no PSA weights where {config} adds '
             f'PSA; it has the {len(trained)} listed'
         )
@@ -63,13 +63,13 @@ def add(weights, config):
     lacking = [key for key in missing if not key.startswith(own)]
     if lacking:
         show('Missing, and not of PSA', lacking)
-        raise ValueError(
+        raise CheckpointError(
             f'the checkpoint must have all of the model of {config} but '
             f'PSA; it lacks the {len(lacking)} listed'
         )
     show('In the checkpoint, not in the model: not written', unexpected)
     print(f'{len(blocks)} PSA blocks added, all the identity')
-    return model.state_dict(), cfg
+    return model.state_dict()
 
 
 def main():
@@ -80,9 +80,9 @@ def main():
     parser.add_argument('config', help='config of the model with PSA')
     args = parser.parse_args()
     weights, meta = read(args.source)
-    converted, cfg = add(weights, args.config)
-    write(converted, dict(meta, cfg=cfg.pretty_text), args.target)
+    converted = add(weights, args.config)
+    write(converted, describe(meta, args.config), args.target)
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -13,7 +13,10 @@ With a config, the result is checked against its model.
 
 import argparse
 
-from state_dicts import check, read, show, variants, write
+from mmseg.utils import get_classes, get_palette
+from state_dicts import check, describe, read, run, show, variants, write
+
+from mmpsa.checkpoints import CheckpointError
 
 _CONTEXT = 'ocr.ocr_distri_head.object_context_block'
 _OUR_CONTEXT = 'decode_head.1.object_context_block'
@@ -42,6 +45,12 @@ NAMES = {
     'ocr.aux_head.1.0': 'decode_head.0.convs.0.bn',
     'ocr.aux_head.2': 'decode_head.0.conv_seg',
 }
+# The parameters of what ours are: each is there, or the head is not whole.
+PARAMETERS = {
+    'conv': ('weight',),
+    'conv_seg': ('weight', 'bias'),
+    'bn': ('weight', 'bias', 'running_mean', 'running_var'),
+}
 # A convolution before a norm has a bias there and none here. The norm takes
 # its mean away again: BN(Wx + b) with mean m is BN(Wx) with mean m - b.
 BIASES = {
@@ -64,13 +73,14 @@ def convert(weights):
         names, and the reason by the name of each tensor that has none.
 
     Raises:
-        ValueError: If nothing has a counterpart.
+        CheckpointError: If the weights are of another network, or not all
+            of theirs.
     """
     weights = dict(weights)
+    _check_names(weights)
     for bias, mean in BIASES.items():
-        if bias in weights and mean in weights:
-            weights[mean] = weights[mean] - weights.pop(bias)
-            print(f'{bias} folded into {mean}')
+        weights[mean] = weights[mean] - weights.pop(bias)
+        print(f'{bias} folded into {mean}')
     converted, left_out = {}, {}
     for key, tensor in weights.items():
         theirs = _find(key, NAMES)
@@ -80,13 +90,41 @@ def convert(weights):
         else:
             name = NAMES[theirs] + key[len(theirs) :]
             converted[name.replace('.deattn.', '.psa.')] = tensor
-    if not converted:
-        raise ValueError(
+    return converted, left_out
+
+
+def _check_names(weights):
+    """Refuse another network, and a head that is not whole."""
+    ours = [key for key in weights if key.startswith('decode_head.')]
+    if ours or not any(_find(key, NAMES) for key in weights):
+        raise CheckpointError(
             "the checkpoint must be one of the authors' network, with names "
             'like backbone.stage2.0.branches.0.0.conv1.weight and '
-            f'ocr.cls_head.weight; it has names like {next(iter(weights))}'
+            'ocr.cls_head.weight; it has names like '
+            f'{(ours or list(weights))[0]}'
         )
-    return converted, left_out
+    needed = [
+        f'{theirs}.{parameter}' if parameter else theirs
+        for theirs, ours in NAMES.items()
+        if theirs != 'backbone'
+        for parameter in PARAMETERS.get(ours.rpartition('.')[2], ('',))
+    ]
+    missing = [key for key in (*needed, *BIASES) if key not in weights]
+    if not any(key.startswith('backbone.') for key in weights):
+        missing.append('backbone')
+    if missing:
+        show('Missing', missing)
+        raise CheckpointError(
+            "the checkpoint must have all of the authors' OCR head and "
+            f'backbone; it lacks the {len(missing)} listed'
+        )
+    for bias, mean in BIASES.items():
+        if weights[bias].shape != weights[mean].shape:
+            raise CheckpointError(
+                f'{bias} must have the shape of {mean}, into which it is '
+                f'folded; they have {tuple(weights[bias].shape)} and '
+                f'{tuple(weights[mean].shape)}'
+            )
 
 
 def _find(key, names):
@@ -110,6 +148,20 @@ def plugins_of(weights):
     )
 
 
+def classes_of(weights):
+    """The meta information of the data set, by the number of classes."""
+    count = len(weights['decode_head.1.conv_seg.weight'])
+    classes = get_classes('cityscapes')
+    if count == len(classes):
+        return dict(classes=classes, palette=get_palette('cityscapes'))
+    print(
+        f'No names are known for {count} classes, where Cityscapes has '
+        f"{len(classes)}: mmseg's init_model needs them, so give a CONFIG "
+        'whose test data have them'
+    )
+    return None
+
+
 def main():
     """Convert the file named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -126,8 +178,12 @@ def main():
     )
     if args.config:
         check(converted, args.config)
+        meta = describe(meta, args.config)
+    if 'dataset_meta' not in meta:
+        classes = classes_of(converted)
+        meta = dict(meta, dataset_meta=classes) if classes else meta
     write(converted, meta, args.target)
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

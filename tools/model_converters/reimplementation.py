@@ -16,9 +16,19 @@ import argparse
 import re
 from collections import OrderedDict
 
-from state_dicts import INCOMPATIBLE, check, read, show, variants, write
+from state_dicts import (
+    INCOMPATIBLE,
+    check,
+    describe,
+    read,
+    run,
+    show,
+    variants,
+    write,
+)
 
 from mmpsa import PolarizedSelfAttention
+from mmpsa.checkpoints import CheckpointError
 
 LAYERS = r'(ch_w[vqz]|sp_w[vq])\.(weight|bias)'
 
@@ -37,14 +47,14 @@ def convert(weights, name='psa'):
         by the path of each that is not, whose weights keep their names.
 
     Raises:
-        ValueError: If a block is of the authors' code, or none is the
+        CheckpointError: If a block is of the authors' code, or none is the
             re-implementation's.
     """
     found = variants(weights)
     official = [path for path in found if found[path] == 'official']
     if official:
         show("Blocks of the authors' code", official)
-        raise ValueError(
+        raise CheckpointError(
             "the checkpoint must hold the re-implementation's blocks; "
             f"{len(official)} are of the authors' code. {INCOMPATIBLE}"
         )
@@ -64,7 +74,7 @@ def convert(weights, name='psa'):
             renamed[path] = f'{parent}.{name}' if parent else name
     if not renamed:
         show('Not converted', [f'{p} ({left[p]})' for p in left])
-        raise ValueError(
+        raise CheckpointError(
             "the checkpoint must hold the re-implementation's blocks, with "
             'the layers ch_wv, ch_wq, ch_wz, ln, sp_wv and sp_wq; it has '
             f'names like {next(iter(weights))}'
@@ -125,8 +135,9 @@ def main():
     )
     if args.config:
         check(converted, args.config)
+        meta = describe(meta, args.config)
     write(converted, meta, args.target)
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -1,13 +1,16 @@
 """What the converters share: reading, checking and writing weights."""
 
+import sys
+from pathlib import Path
+
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from mmpsa import PolarizedSelfAttention
+from mmpsa.checkpoints import CheckpointError, read_checkpoint, replacing
 from mmpsa.psa import SIGNATURES
 
 INCOMPATIBLE = (
@@ -18,6 +21,14 @@ INCOMPATIBLE = (
     'conv_up) and a softmax over positions in their place. Shapes and '
     'arithmetic differ, so no weights of one compute what the other does'
 )
+
+
+def run(main):
+    """Run a converter; what it refuses ends it with the reason alone."""
+    try:
+        main()
+    except (CheckpointError, FileNotFoundError, IsADirectoryError) as error:
+        sys.exit(f'{Path(sys.argv[0]).stem}: {error}')
 
 
 def read(path):
@@ -35,18 +46,18 @@ def read(path):
         on the screen.
 
     Raises:
-        ValueError: If there are no weights in it.
+        CheckpointError: If it cannot be read, or has no weights in it.
     """
-    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    checkpoint = read_checkpoint(path)
     state_dict = checkpoint.get('state_dict', checkpoint)
-    # In place, for it has the versions of modules that loaders ask for.
-    consume_prefix_in_state_dict_if_present(state_dict, 'module.')
-    others = [k for k, v in state_dict.items() if not isinstance(v, Tensor)]
-    if len(others) == len(state_dict):
-        raise ValueError(
+    if not _has_weights(state_dict):
+        raise CheckpointError(
             f'{path} must hold tensors by name, at its top or under the key '
             f"'state_dict'; it has the keys {list(checkpoint)}"
         )
+    # In place, for it has the versions of modules that loaders ask for.
+    consume_prefix_in_state_dict_if_present(state_dict, 'module.')
+    others = [k for k, v in state_dict.items() if not isinstance(v, Tensor)]
     for key in others:
         del state_dict[key]
     meta = {}
@@ -57,9 +68,18 @@ def read(path):
     return state_dict, meta
 
 
+def _has_weights(state_dict):
+    return (
+        isinstance(state_dict, dict)
+        and all(isinstance(key, str) for key in state_dict)
+        and any(isinstance(value, Tensor) for value in state_dict.values())
+    )
+
+
 def write(weights, meta, path):
     """Write a checkpoint that mmengine loads."""
-    torch.save(dict(meta=meta, state_dict=weights), path)
+    with replacing(path) as file:
+        torch.save(dict(meta=meta, state_dict=weights), file)
     print(f'{len(weights)} tensors written to {path}')
 
 
@@ -78,13 +98,35 @@ def build_model(config):
         config (str): A config file.
 
     Returns:
-        tuple[nn.Module, Config]: The model and the config.
+        nn.Module: The model.
     """
     cfg = Config.fromfile(config)
     with DefaultScope.overwrite_default_scope(
         cfg.get('default_scope', 'mmengine')
     ):
-        return MODELS.build(cfg.model), cfg
+        return MODELS.build(cfg.model)
+
+
+def describe(meta, config):
+    """Add what upstream's inference reads of a checkpoint, from a config.
+
+    Args:
+        meta (dict): The ``meta`` of a checkpoint.
+        config (str): A config file.
+
+    Returns:
+        dict: ``meta`` with the config's text as ``cfg`` and, where it has
+        none, the meta information (classes, colours, keypoints) of the
+        config's test data as ``dataset_meta``.
+    """
+    cfg = Config.fromfile(config)
+    described = dict(meta, cfg=cfg.pretty_text)
+    dataset = cfg.get('test_dataloader', {}).get('dataset')
+    if dataset and 'dataset_meta' not in meta:
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            dataset = DATASETS.build(dict(dataset, lazy_init=True))
+        described['dataset_meta'] = dataset.metainfo
+    return described
 
 
 def load(model, weights, config):
@@ -95,12 +137,12 @@ def load(model, weights, config):
         model does not have.
 
     Raises:
-        ValueError: If shapes differ.
+        CheckpointError: If shapes differ.
     """
     try:
         return model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise ValueError(
+        raise CheckpointError(
             f'{config} must describe the model of the checkpoint: {error}'
         ) from error
 
@@ -129,16 +171,16 @@ def check(weights, config):
         config (str): A config file.
 
     Raises:
-        ValueError: If a PSA block of the model is of another variant, if
+        CheckpointError: If a PSA block of the model is of another variant, if
             names are missing or left over, or shapes differ.
     """
-    model, _ = build_model(config)
+    model = build_model(config)
     given = variants(weights)
     for name, module in model.named_modules():
         if isinstance(module, PolarizedSelfAttention):
             variant = given.get(name, module.variant)
             if variant != module.variant:
-                raise ValueError(
+                raise CheckpointError(
                     f'{name} is of variant={variant!r} in the checkpoint and '
                     f'of variant={module.variant!r} in {config}. '
                     f'{INCOMPATIBLE}'
@@ -147,7 +189,7 @@ def check(weights, config):
     show(f'Missing for {config}', missing)
     show(f'Unknown to {config}', unexpected)
     if missing or unexpected:
-        raise ValueError(
+        raise CheckpointError(
             f'{config} must describe the model of the checkpoint: '
             f'{len(missing)} names are missing, {len(unexpected)} unknown, '
             'as listed. Nothing is written; without the config, the same '
