@@ -12,15 +12,17 @@ from helpers import images, randomise, run_script, upstream
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
+from mmseg.apis import init_model
 from mmseg.models.backbones.hrnet import HRNet as UpstreamHRNet
 from mmseg.models.backbones.resnet import BasicBlock, Bottleneck
+from mmseg.utils import get_classes, get_palette
 from torch import nn
 
 from mmpsa import PolarizedSelfAttention
 from mmpsa.ops import reference
 
 WIDTHS = (8, 16, 32, 64)
-CLASSES = 5
+CLASSES = 19  # as Cityscapes has
 PSA = dict(type='PSA', identity_init=True)
 OFFICIAL = dict(type='PSA', variant='official')
 BASIC_STAGES = (False, True, True, True)
@@ -229,30 +231,33 @@ def convert(tmp_path):
     on the screen; the model is None where no config is given.
     """
 
-    def run(script, weights, model=None, scope='mmseg', args=()):
-        source, target = tmp_path / 'in.pth', tmp_path / 'out.pth'
-        torch.save(weights, source)
-        argv = [source, target, *args]
+    def run(script, weights, model=None, scope='mmseg', args=(), **settings):
+        torch.save(weights, run.source)
+        argv = [run.source, run.target, *args]
         if model:
             config = Config(
                 dict(
                     default_scope=scope,
                     model=model,
                     custom_imports=dict(imports=['mmpsa']),
+                    **settings,
                 )
             )
-            config.dump(tmp_path / 'config.py')
-            argv.insert(2, tmp_path / 'config.py')
+            config.dump(run.config)
+            argv.insert(2, run.config)
         with redirect_stdout(StringIO()) as screen:
             run_script(f'tools/model_converters/{script}.py', *argv)
         lines = screen.getvalue().splitlines()
         if not model:
             return None, lines
         converted = build(model, scope)
-        load_checkpoint(converted, str(target), strict=True, logger='silent')
+        load_checkpoint(
+            converted, str(run.target), strict=True, logger='silent'
+        )
         return converted, lines
 
-    run.target = tmp_path / 'out.pth'
+    run.source, run.target = tmp_path / 'in.pth', tmp_path / 'out.pth'
+    run.config = tmp_path / 'config.py'
     return run
 
 
@@ -302,6 +307,129 @@ def test_authors_network_lists_what_is_unknown(convert):
     scale_attn = [key for key in weights if key.startswith('scale_attn')]
     # That one and two biases, folded.
     assert len(kept) == len(weights) - len(scale_attn) - 1 - 2
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        'ocr.conv3x3_ocr.0.bias',
+        'ocr.aux_head.0.bias',
+        'ocr.aux_head.1.0.running_mean',
+        'ocr.aux_head.0.weight',
+        'ocr.cls_head.bias',
+        'ocr.ocr_distri_head.object_context_block.f_up.1.0.weight',
+    ],
+)
+def test_authors_network_without_a_part_is_refused(convert, key):
+    weights = AuthorsNet('parallel').state_dict()
+    del weights[key]
+    with pytest.raises(SystemExit, match='lacks the 1 listed'):
+        convert('authors_ocrnet', weights)
+    assert not convert.target.exists()
+
+
+def test_half_of_the_authors_network_is_refused(convert):
+    for part in ('backbone.', 'ocr.'):
+        weights = {
+            key: tensor
+            for key, tensor in AuthorsNet('parallel').state_dict().items()
+            if key.startswith(part)
+        }
+        with pytest.raises(SystemExit, match='lacks the [0-9]+ listed'):
+            convert('authors_ocrnet', weights)
+
+
+def test_authors_bias_of_another_shape_is_refused(convert):
+    weights = AuthorsNet('parallel').state_dict()
+    key = 'ocr.aux_head.0.bias'
+    weights[key] = weights[key][:1]  # would be broadcast
+    with pytest.raises(SystemExit, match=r'ocr\.aux_head\.0\.bias.*\(1,\)'):
+        convert('authors_ocrnet', weights)
+
+
+def test_mmsegs_own_network_is_refused(convert):
+    psa = plugins(OFFICIAL, stages=BASIC_STAGES)
+    weights = build(ocrnet(plugins=psa), 'mmseg').state_dict()
+    with pytest.raises(SystemExit, match='names like decode_head'):
+        convert('authors_ocrnet', weights)
+    assert not convert.target.exists()
+
+
+@pytest.mark.parametrize('with_config', [False, True])
+def test_authors_network_knows_cityscapes(convert, with_config):
+    """It has what mmseg's init_model reads."""
+    weights = AuthorsNet('parallel').state_dict()
+    model = ocrnet(plugins=plugins(OFFICIAL, stages=BASIC_STAGES))
+    convert('authors_ocrnet', weights, model)
+    if not with_config:
+        convert('authors_ocrnet', weights)
+    loaded = init_model(str(convert.config), str(convert.target), device='cpu')
+    assert loaded.dataset_meta['classes'] == get_classes('cityscapes')
+    assert loaded.dataset_meta['palette'] == get_palette('cityscapes')
+
+
+DATA = dict(
+    type='BaseSegDataset',
+    metainfo=dict(classes=('a', 'b', 'c'), palette=[[0] * 3] * 3),
+    pipeline=[],
+)
+
+
+def test_authors_network_of_other_data(convert, monkeypatch):
+    monkeypatch.setitem(globals(), 'CLASSES', 3)
+    weights = AuthorsNet('parallel').state_dict()
+    _, lines = convert('authors_ocrnet', weights)
+    assert any('No names are known for 3 classes' in line for line in lines)
+    assert 'dataset_meta' not in torch.load(convert.target)['meta']
+    model = ocrnet(plugins=plugins(OFFICIAL, stages=BASIC_STAGES))
+    data = dict(test_dataloader=dict(dataset=DATA))
+    convert('authors_ocrnet', weights, model, **data)
+    loaded = init_model(str(convert.config), str(convert.target), device='cpu')
+    assert loaded.dataset_meta['classes'] == DATA['metainfo']['classes']
+
+
+@pytest.mark.parametrize(
+    'script', ['authors_ocrnet', 'reimplementation', 'add_identity_psa']
+)
+def test_file_that_is_no_checkpoint(convert, script):
+    """The end is one line that names the file."""
+    argv = [convert.source, convert.target, convert.config]
+    for content in (b'', b'<html>', None, [1], dict(epoch=3), {1: 2}):
+        convert.source.unlink(missing_ok=True)
+        if isinstance(content, bytes):
+            convert.source.write_bytes(content)
+        elif content is None:
+            convert.source.mkdir()
+        else:
+            torch.save(content, convert.source)
+        with pytest.raises(SystemExit) as stopped:
+            run_script(f'tools/model_converters/{script}.py', *argv)
+        (line,) = stopped.value.code.splitlines()
+        assert line.startswith(f'{script}: {convert.source} ')
+        if content is None:
+            convert.source.rmdir()
+    assert not convert.target.exists()
+
+
+def test_interrupted_writing(convert, monkeypatch):
+    """The file that was there stays."""
+    weights = reimplemented().state_dict()
+    convert('reimplementation', weights)
+    before, folder = convert.target.read_bytes(), convert.target.parent
+    files = set(folder.iterdir())
+
+    def save(content, file):
+        if file == convert.source:
+            return original(content, file)
+        file.write(b'part')
+        raise KeyboardInterrupt
+
+    original = torch.save
+    monkeypatch.setattr(torch, 'save', save)
+    with pytest.raises(KeyboardInterrupt):
+        convert('reimplementation', weights)
+    assert convert.target.read_bytes() == before
+    assert set(folder.iterdir()) == files
 
 
 def test_nothing_of_the_authors_is_refused(convert):
@@ -392,6 +520,19 @@ def test_identity_psa(convert, scope, network, layout):
     meta = torch.load(convert.target)['meta']
     assert meta['dataset_meta'] == dict(classes=('a', 'b'))
     assert 'identity_init' in meta['cfg']
+
+
+def test_identity_psa_takes_the_data_of_the_config(convert):
+    """Where the checkpoint does not say what it was trained on."""
+    weights = build(ocrnet(), 'mmseg').state_dict()
+    convert(
+        'add_identity_psa',
+        weights,
+        ocrnet(plugins=plugins(PSA)),
+        test_dataloader=dict(dataset=DATA),
+    )
+    meta = torch.load(convert.target)['meta']
+    assert meta['dataset_meta']['classes'] == DATA['metainfo']['classes']
 
 
 def test_identity_psa_lists_what_the_model_has_not(convert):
