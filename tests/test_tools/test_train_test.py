@@ -78,6 +78,32 @@ def test_common_options(run, monkeypatch):
         assert cfg.optim_wrapper.optimizer.betas == (0.9, 0.99)
 
 
+def test_options_reach_into_plugins(run):
+    """By the number of an entry that the config has; None takes all away."""
+    plugins = 'model.backbone.plugins'
+    config = (
+        CONFIG + "model = dict(backbone=dict(plugins=[dict(cfg=dict(type='PSA'"
+        "), stages=(True, True), position='after_conv1')]))"
+    )
+    cfg = run(
+        'train.py',
+        '--cfg-options',
+        f'{plugins}.0.cfg.layout=sequential',
+        f'{plugins}.0.stages=(False,True)',
+        config=config,
+    )
+    (entry,) = cfg.model.backbone.plugins
+    assert entry.cfg == dict(type='PSA', layout='sequential')
+    assert entry.stages == (False, True)
+    assert entry.position == 'after_conv1'
+    options = '--cfg-options', f'{plugins}=None'
+    cfg = run('train.py', *options, config=config)
+    assert cfg.model.backbone.plugins is None
+    with pytest.raises(KeyError, match='Index 1 exceeds'):
+        options = '--cfg-options', f'{plugins}.1.position=output'
+        run('train.py', *options, config=config)
+
+
 @pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
 def test_launcher_without_a_gpu(run, capsys, monkeypatch, launcher):
     monkeypatch.setattr(mmengine.device, 'get_device', lambda: 'cpu')
