@@ -1,6 +1,7 @@
-from .backends import (
+from .operator import (
     BACKENDS,
     Masks,
+    backends,
     check_backend,
     choose_backend,
     masks,
@@ -10,6 +11,7 @@ from .backends import (
 __all__ = [
     'BACKENDS',
     'Masks',
+    'backends',
     'check_backend',
     'choose_backend',
     'masks',

@@ -16,6 +16,7 @@ from mmpsa.ops import (
     backends,
     choose_backend,
     cpp_passes,
+    operator,
     reference,
 )
 
@@ -72,7 +73,7 @@ def test_default_on_the_cpu(variant, layout):
 def test_reference_runs_the_equations(monkeypatch):
     block = make_block('paper', 'parallel', 8, backend='reference')
     expected = reference.paper(block, images())
-    monkeypatch.setattr(backends, 'fused', None)
+    monkeypatch.setattr(operator, 'fused', None)
     assert torch.equal(block(images()), expected)
 
 
@@ -110,7 +111,7 @@ def test_triton_hands_on_what_it_cannot_serve(kind, x):
 
 
 def test_without_triton_and_extension_torch_serves(monkeypatch):
-    monkeypatch.setattr(backends, '_HAS_TRITON', False)
+    monkeypatch.setattr(operator, '_HAS_TRITON', False)
     monkeypatch.setattr(cpp_passes, 'is_built', lambda: False)
     block = make_block('paper', 'parallel', 8, backend='triton')
     assert choose_backend(block, images()) == 'torch'
@@ -120,9 +121,9 @@ def test_without_triton_and_extension_torch_serves(monkeypatch):
 def test_log_says_once_which_ran(monkeypatch):
     lines = []
     monkeypatch.setattr(
-        backends, 'print_log', lambda line, **kwargs: lines.append(line)
+        operator, 'print_log', lambda line, **kwargs: lines.append(line)
     )
-    backends._log.cache_clear()
+    operator._log.cache_clear()
     for backend in ('torch', 'reference'):
         block = make_block('paper', 'parallel', 8, backend=backend)
         for x in (images(), images(), images()[:1]):
@@ -238,3 +239,13 @@ def test_frozen_weights_or_input():
     assert block.conv_q_left.weight.grad is None
     with torch.no_grad():
         assert block(x).grad_fn is None
+
+
+def test_says_why_a_backend_is_not_there(monkeypatch):
+    assert tuple(backends()) == BACKENDS
+    monkeypatch.setattr(cpp_passes, 'is_built', lambda: False)
+    monkeypatch.setattr(operator, '_HAS_TRITON', False)
+    reasons = backends()
+    assert reasons['reference'] is reasons['torch'] is None
+    assert 'was not built' in reasons['cpp']
+    assert 'Triton' in reasons['triton']

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmcv.cnn import build_plugin_layer
 
-from mmpsa.ops import BACKENDS, backends, choose_backend
+from mmpsa.ops import BACKENDS, choose_backend, operator
 
 REPO = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location(
@@ -44,7 +44,7 @@ def only(monkeypatch, *names):
 
 def test_rows_of_blocks(monkeypatch):
     # Triton's interpreter is slow.
-    monkeypatch.setattr(backends, '_INTERPRETED', False)
+    monkeypatch.setattr(operator, '_INTERPRETED', False)
     cases = list(benchmark.run_blocks('small', SHAPE, 'bf16', 'cpu', 0))
     assert [rows[0]['mode'] for rows in cases] == [
         'forward',

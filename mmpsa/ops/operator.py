@@ -9,7 +9,7 @@ import logging
 import os
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional
 
 import torch
 from mmengine.logging import print_log
@@ -50,6 +50,23 @@ class Masks(NamedTuple):
 
     channel: Optional[Tensor]
     spatial: Optional[Tensor]
+
+
+def backends() -> Dict[str, Optional[str]]:
+    """The backends of this installation.
+
+    Returns:
+        dict[str, str or None]: for each of ``BACKENDS`` None if it is there,
+        or the reason why it is not.
+    """
+    reasons = dict.fromkeys(BACKENDS)
+    if not _HAS_TRITON:
+        reasons['triton'] = 'Triton or torch 2.4 is not installed'
+    elif not torch.cuda.is_available() and not _INTERPRETED:
+        reasons['triton'] = 'torch finds no CUDA device'
+    if not cpp_passes.is_built():
+        reasons['cpp'] = 'the extension was not built, or for another torch'
+    return reasons
 
 
 def check_backend(backend: Optional[str]) -> Optional[str]:
