@@ -1,0 +1,101 @@
+"""``python -m mmpsa``: versions, backends, and what is wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mmcv
+import pytest
+import torch
+
+from mmpsa import PSA, __main__, __version__
+from mmpsa.ops import backends
+
+
+def run(folder, **stubs):
+    """Run it with stub packages before the installed ones."""
+    for name, code in stubs.items():
+        (folder / name).mkdir()
+        (folder / name / '__init__.py').write_text(code)
+    root = Path(__main__.__file__).parents[1]
+    env = dict(os.environ, PYTHONPATH=f'{folder}{os.pathsep}{root}')
+    env.pop('TRITON_INTERPRET', None)  # slow
+    env['OMP_NUM_THREADS'] = '1'
+    return subprocess.run(
+        [sys.executable, '-m', 'mmpsa'],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def lines_of(result):
+    lines = [line.split(':', 1) for line in result.stdout.splitlines()]
+    return {name: text.strip() for name, text in lines}
+
+
+def test_says_what_is_installed_and_right(tmp_path):
+    result = run(tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = lines_of(result)
+    assert lines['mmpsa'] == __version__
+    assert lines['Python'].startswith(sys.version.split()[0])
+    assert lines['torch'] == torch.__version__
+    assert lines['mmcv'] == mmcv.__version__
+    assert '48 of 48 cases right on cpu' in lines['backend torch']
+    for name, reason in backends().items():
+        if name != 'triton':  # it is there by its interpreter, in here
+            text = lines[f'backend {name}']
+            assert (reason is None) == ('not there' not in text)
+
+
+FAULTS = {
+    'output': lambda y, x: 2 * y,
+    'gradient': lambda y, x: y + x - x.detach(),
+    'nan': lambda y, x: y + float('nan'),
+    'error': lambda y, x: y[:, :, 99],
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_tells_a_wrong_backend(fault, monkeypatch, capsys):
+    monkeypatch.setattr(__main__, 'SHAPES', [(2, 8, 3, 2)])
+    monkeypatch.setattr('mmpsa.ops.backends', lambda: dict(torch=None))
+    assert __main__.show_backends()
+    forward = PSA.forward
+
+    def wrong(self, x):
+        y = forward(self, x)
+        is_it = self.backend == 'torch' and self.layout == 'sequential'
+        return FAULTS[fault](y, x) if is_it else y
+
+    monkeypatch.setattr(PSA, 'forward', wrong)
+    assert not __main__.show_backends()
+    printed = capsys.readouterr().out
+    assert '8 of 12 cases right on cpu' in printed
+    assert printed.count('wrong: ') == 4
+    assert 'wrong: official sequential (2, 8, 3, 2) bfloat16 on' in printed
+
+
+@pytest.mark.parametrize(
+    'stubs, said',
+    [
+        (
+            dict(mmcv="__version__ = '2.2.0'"),
+            'mmpsa works with mmcv >=2.1.0, <2.2.0; mmcv 2.2.0 is installed',
+        ),
+        (dict(mmcv='raise ModuleNotFoundError("no mmcv")'), 'no mmcv'),
+        (dict(mmengine='raise ImportError("cut off")'), 'cut off'),
+        (dict(torch='raise OSError("no libtorch")'), 'no libtorch'),
+        (dict(mmseg='assert False, "mmcv is incompatible"'), 'incompatible'),
+    ],
+)
+def test_answers_where_the_import_fails(stubs, said, tmp_path):
+    result = run(tmp_path, **stubs)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert said in result.stdout
+    assert lines_of(result)['Python'].startswith(sys.version.split()[0])
+    assert 'Traceback' not in result.stdout + result.stderr
