@@ -18,8 +18,8 @@ lock:  ## pin the newest versions that requirements/stacks/*.in allow
 quickstart: env  ## data, training, evaluation, a table and a picture
 	.venv/bin/python dev/quickstart.py
 
-benchmark: env  ## time and memory of PSA, SE and others
-	.venv/bin/python tools/benchmark.py
+benchmark: env  ## time and memory of PSA and other attention
+	.venv/bin/python -m benchmarks
 
 test: lint  ## lint and run the tests
 	.venv/bin/python -m pytest

@@ -1,0 +1,117 @@
+"""How time and memory are measured."""
+
+import itertools
+
+import torch
+from torch.utils.benchmark import Measurement, Timer
+from torch.utils.benchmark.utils.common import TaskSpec
+
+
+def times(calls, device, rounds, seconds):
+    """Time calls in turn, so that a slow moment of the machine meets all.
+
+    Args:
+        calls (dict[str, Callable]): What to time, called once already.
+        device (str): ``'cpu'``: by torch's timer, in a loop. ``'cuda'``: by
+            Triton's, between events, each call with an empty L2 cache.
+        rounds (int): How many turns each gets.
+        seconds (float): How long a turn lasts, one call at least.
+
+    Returns:
+        dict[str, Measurement]: The time of a call, by turns on a CPU and by
+        calls on a GPU.
+    """
+    turn = cpu_turn if device == 'cpu' else cuda_turn
+    turns = [
+        turn(name, call, seconds)
+        for _ in range(rounds)
+        for name, call in calls.items()
+    ]
+    return {found.description: found for found in Measurement.merge(turns)}
+
+
+def cpu_turn(name, call, seconds):
+    """A turn by ``torch.utils.benchmark``, with two calls to warm up."""
+    timer = Timer(
+        'call()',
+        globals=dict(call=call),
+        description=name,
+        num_threads=torch.get_num_threads(),
+    )
+    once = timer.timeit(1)
+    number = int(seconds / once.median)
+    return timer.timeit(number) if number > 1 else once
+
+
+def cuda_turn(name, call, seconds):
+    """A turn by ``triton.testing``."""
+    from triton.testing import do_bench
+
+    found = do_bench(call, rep=1000 * seconds, return_mode='all')
+    task = TaskSpec('call()', '', description=name)
+    return Measurement(
+        1, [milliseconds / 1000 for milliseconds in found], task
+    )
+
+
+def peak_memory(call, device):
+    """Bytes of tensors that a call takes at most, beyond what there was.
+
+    Its result counts. torch's allocator knows them on a GPU; on a CPU, the
+    allocations that torch's profiler records are added up.
+    """
+    if device == 'cuda':
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        call()
+    events = profile.kineto_results.events()
+    events = [event for event in events if event.name() == '[memory]']
+    events.sort(key=lambda event: event.start_ns())
+    sums = itertools.accumulate(event.nbytes() for event in events)
+    return max(sums, default=0)
+
+
+def compare(calls, base, device, rounds, seconds):
+    """Time and memory of the contenders of a case.
+
+    Args:
+        calls (dict[str, Callable or str]): By contender; a string says why
+            there is none.
+        base (str): The contender whose time the others are divided by.
+        device (str): ``'cpu'`` or ``'cuda'``.
+        rounds (int): As in :func:`times`.
+        seconds (float): As in :func:`times`.
+
+    Returns:
+        list[dict]: Of each its ``contender``, ``base``, and either
+        ``median`` and ``iqr`` (seconds of a call), ``ratio`` (to the base's
+        median) and ``peak_bytes``, or a ``note`` that says why not.
+    """
+    notes, able = {}, {}
+    for name, call in calls.items():
+        if isinstance(call, str):
+            notes[name] = call
+            continue
+        try:
+            call()
+            able[name] = call
+        except torch.cuda.OutOfMemoryError:
+            notes[name] = 'out of memory'
+    found = times(able, device, rounds, seconds)
+    rows = []
+    for name, call in calls.items():
+        row = dict(contender=name, base=base)
+        if name in notes:
+            row.update(note=notes[name])
+        else:
+            row.update(
+                median=found[name].median,
+                iqr=found[name].iqr,
+                ratio=found[name].median / found[base].median,
+                peak_bytes=peak_memory(call, device),
+            )
+        rows.append(row)
+    return rows

@@ -1,0 +1,110 @@
+"""Tables and a picture of what was measured."""
+
+import itertools
+
+import matplotlib.pyplot as plt
+
+plt.switch_backend('agg')
+
+CELLS = {  # table: what stands in it, from a row
+    'Time, ms': lambda row: f'{1000 * row["median"]:.2f}',
+    'Time over {base}': lambda row: f'{row["ratio"]:.2f}',
+    'Peak memory, MB': lambda row: f'{row["peak_bytes"] / 1e6:.1f}',
+}
+
+
+def groups(rows, *keys):
+    """Rows by the values of some keys, in the order that they come."""
+    found = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return found
+
+
+def line(row):
+    """A contender's figures, to print."""
+    name = row['contender'].ljust(18)
+    if 'note' in row:
+        return f'{name}{row["note"]}'
+    milliseconds, spread = 1000 * row['median'], 1000 * row['iqr']
+    return (
+        f'{name}{milliseconds:10.3f} ms ± {spread:.3f}, '
+        f'{row["ratio"]:6.2f} × {row["base"]}, '
+        f'{row["peak_bytes"] / 1e6:8.1f} MB'
+    )
+
+
+def table(rows, cell):
+    """A line a case, a column a contender.
+
+    Args:
+        rows (list[dict]): The rows of a part, dtype and mode.
+        cell (Callable): What stands in a cell, from its row.
+
+    Returns:
+        str: Markdown.
+    """
+    names = list(dict.fromkeys(row['contender'] for row in rows))
+    lines = [['', *names], ['---', *['--:'] * len(names)]]
+    for (where,), case in groups(rows, 'where').items():
+        cells = [cell(row) if 'median' in row else '–' for row in case]
+        lines.append([where, *cells])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def markdown(rows, environment, picture):
+    """The tables of a run, and its picture.
+
+    Args:
+        rows (list[dict]): Every row of the run.
+        environment (dict): What figures depend on beside the code.
+        picture (str): The path of the picture, from the document.
+
+    Returns:
+        str: A document in Markdown.
+    """
+    parts = [
+        '# Time and memory, measured',
+        'Written by `python -m benchmarks`.',
+        ', '.join(f'{key} {value}' for key, value in environment.items()),
+        f'![Times by shape]({picture})',
+    ]
+    for key, found in groups(rows, 'part', 'dtype', 'mode').items():
+        parts.append(f'## {", ".join(key).capitalize()}')
+        for title, cell in CELLS.items():
+            parts.append(f'{title.format(base=found[0]["base"])}:')
+            parts.append(table(found, cell))
+    notes = groups([row for row in rows if 'note' in row], 'contender', 'note')
+    for (name, note), found in notes.items():
+        where = ', '.join(dict.fromkeys(row['where'] for row in found))
+        parts.append(f'No {name} at {where}: {note}.')
+    return '\n\n'.join(parts) + '\n'
+
+
+def draw(rows, path):
+    """A panel for each part, dtype and mode: times over the base's."""
+    panels = groups(rows, 'part', 'dtype', 'mode')
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(5 * len(panels), 6),
+        squeeze=False,
+        layout='constrained',
+    )
+    names = dict.fromkeys(row['contender'] for row in rows)
+    colours = dict(zip(names, itertools.cycle(plt.get_cmap('tab20').colors)))
+    lines = {}
+    for ax, (key, panel) in zip(axes[0], panels.items()):
+        measured = [row for row in panel if 'median' in row]
+        for (name,), found in groups(measured, 'contender').items():
+            where = [row['where'] for row in found]
+            ratios = [row['ratio'] for row in found]
+            (line,) = ax.plot(where, ratios, 'o-', color=colours[name])
+            lines[name] = line
+        ax.set(title=', '.join(key), ylabel=f'time over {panel[0]["base"]}')
+        ax.set_yscale('log')
+        ax.tick_params('x', rotation=90)
+        ax.grid(alpha=0.3)
+    figure.legend(lines.values(), lines, loc='outside upper center', ncols=6)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
