@@ -23,7 +23,7 @@ TOLERANCES = {'float32': 1e-4, 'bfloat16': 1e-2}
 
 def show(name, text):
     """Print a line."""
-    print(f'{name + ":":18}{text}', flush=True)
+    print(f'{name + ":":20}{text}', flush=True)
 
 
 def text_of(error):
