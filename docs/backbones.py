@@ -9,7 +9,8 @@ from mmengine.logging import MMLogger
 
 import mmpsa  # noqa: F401
 from mmpsa.compatibility import CODEBASES
-from mmpsa.plugins.places import BLOCK_POSITIONS, POSITIONS, Places
+from mmpsa.plugins.sites import Sites, why_none
+from mmpsa.plugins.validation import BLOCK_POSITIONS, POSITIONS
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parent / 'tests'))
@@ -62,18 +63,16 @@ def row_of(codebase, cfg):
     except (AssertionError, ImportError, RuntimeError) as error:
         # a package is missing
         return ['?', *'?' * len(POSITIONS), f'not tried: {error}']
-    places, cells, reasons = Places(backbone), [], []
+    sites, cells, reasons = Sites(backbone), [], []
     for position in POSITIONS:
-        try:
-            found = places.find(position)
-        except ValueError as error:
+        stages = sites.at(position)
+        if any(stage.sites for stage in stages):
+            cells.append(_cell([bool(stage.sites) for stage in stages]))
+        else:
             cells.append('–')
             if position not in BLOCK_POSITIONS:
-                _, reason, *_ = str(error).split(': ')
-                reasons.append(f'`{position}`: {reason}')
-        else:
-            cells.append(_cell([not isinstance(x, str) for x in found]))
-    names = places.stages
+                reasons.append(f'`{position}`: {why_none(stages)}')
+    names = sites.stages
     stages = f'{len(names)}, `{names[0][0]}` …' if names else '–'
     return [stages, *cells, '; '.join(reasons)]
 

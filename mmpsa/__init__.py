@@ -1,19 +1,27 @@
 """Polarized Self-Attention for mmpose and mmsegmentation.
 
 Importing the package registers the block and, for each codebase installed,
-the backbones that take ``plugins=``.
+the backbones, necks and heads that take ``plugins=``.
 """
 
 import sys
 
 from .version import __version__
 
-__all__ = ['PSA', 'PolarizedSelfAttention', '__version__', 'insert_plugins']
+__all__ = [
+    'PSA',
+    'PolarizedSelfAttention',
+    '__version__',
+    'insert_plugins',
+    'pluggable',
+]
 
-# While Python looks for a module to run by `python -m`, sys.argv[0] is '-m'.
-# `python -m mmpsa` has to say why the import below fails, so it does it
-# itself.
-if sys.argv[:1] != ['-m']:
+# Python imports a package before it runs it by `python -m`, and sys.argv[0]
+# is '-m' meanwhile. `python -m mmpsa` has to say why the import below fails,
+# so it does it itself. (Python 3.8 and 3.9 do not tell what they run.)
+if sys.argv[:1] != ['-m'] or '-m mmpsa' not in ' '.join(
+    getattr(sys, 'orig_argv', ())
+):
     from .compatibility import (
         allow_checkpoint_classes,
         check_versions,
@@ -25,12 +33,12 @@ if sys.argv[:1] != ['-m']:
 
     # They register a hook, and mmpsa://.
     from . import visualization, zoo  # noqa: F401
-    from .codebases import register_backbones
-    from .plugins import insert_plugins
+    from .codebases import register_models
+    from .plugins import insert_plugins, pluggable
     from .psa import PolarizedSelfAttention
 
     for _codebase in installed_codebases():
-        register_backbones(_codebase)
+        register_models(_codebase)
 
     # So that type='mmpsa.PSA' names the block as type='PSA' does.
     PSA = PolarizedSelfAttention

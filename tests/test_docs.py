@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_backbones import BACKBONES
 
-from mmpsa.codebases.pluggable import PluggableBackbone
+from mmpsa.codebases.registration import Pluggable
 
 DOCS = Path(__file__).parents[1] / 'docs'
 
@@ -21,7 +21,9 @@ class TestTableOfBackbones:
             for name, cls in vars(
                 import_module(f'mmpsa.codebases.{codebase}')
             ).items()
-            if isinstance(cls, type) and issubclass(cls, PluggableBackbone)
+            if isinstance(cls, type)
+            and issubclass(cls, Pluggable)
+            and cls.plugin_positions
         }
         listed = {cfg['type'] for cfg in BACKBONES[codebase].values()}
         assert listed == registered

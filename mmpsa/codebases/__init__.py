@@ -1,5 +1,5 @@
-"""Upstream's backbones with ``plugins=``."""
+"""Upstream's backbones, necks and heads with ``plugins=``."""
 
-from .pluggable import register_backbones
+from .registration import register_models
 
-__all__ = ['register_backbones']
+__all__ = ['register_models']

@@ -1,8 +1,8 @@
-"""The backbones of mmdet with ``plugins=``."""
+"""The backbones, necks and heads of mmdet with ``plugins=``."""
 
 import mmdet.models  # noqa: F401
 from mmdet.registry import MODELS
 
-from .pluggable import pluggable
+from .registration import register
 
-globals().update(pluggable(MODELS, __name__))
+globals().update(register(MODELS, __name__))

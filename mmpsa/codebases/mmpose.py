@@ -1,8 +1,8 @@
-"""The backbones of mmpose with ``plugins=``."""
+"""The backbones, necks and heads of mmpose with ``plugins=``."""
 
 import mmpose.models  # noqa: F401
 from mmpose.registry import MODELS
 
-from .pluggable import pluggable
+from .registration import register
 
-globals().update(pluggable(MODELS, __name__))
+globals().update(register(MODELS, __name__))

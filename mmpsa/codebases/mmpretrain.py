@@ -1,8 +1,8 @@
-"""The backbones of mmpretrain with ``plugins=``."""
+"""The backbones, necks and heads of mmpretrain with ``plugins=``."""
 
 import mmpretrain.models  # noqa: F401
 from mmpretrain.registry import MODELS
 
-from .pluggable import pluggable
+from .registration import register
 
-globals().update(pluggable(MODELS, __name__))
+globals().update(register(MODELS, __name__))

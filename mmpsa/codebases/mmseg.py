@@ -1,8 +1,8 @@
-"""The backbones of mmseg with ``plugins=``."""
+"""The backbones, necks and heads of mmseg with ``plugins=``."""
 
 import mmseg.models  # noqa: F401
 from mmseg.registry import MODELS
 
-from .pluggable import pluggable
+from .registration import register
 
-globals().update(pluggable(MODELS, __name__))
+globals().update(register(MODELS, __name__))

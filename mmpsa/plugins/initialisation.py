@@ -5,15 +5,15 @@ import copy
 from mmengine.model import update_init_info
 
 
-def protect_initialisation(backbone, layers):
+def protect_initialisation(root, layers):
     """Let plugins keep their own initialisation in ``init_weights``."""
-    if getattr(backbone, 'is_init', False):
+    if getattr(root, 'is_init', False):
         for layer in layers:
             _initialise(layer)
         return
-    if not isinstance(vars(backbone).get('init_weights'), InitWeights):
-        backbone.init_weights = InitWeights(backbone)
-    backbone.init_weights.layers.extend(layers)
+    if not isinstance(vars(root).get('init_weights'), InitWeights):
+        root.init_weights = InitWeights(root)
+    root.init_weights.layers.extend(layers)
 
 
 def _initialise(layer):
@@ -23,22 +23,23 @@ def _initialise(layer):
 
 
 class InitWeights:
-    """A backbone's ``init_weights`` that spares its plugins.
+    """The ``init_weights`` of a module that spares the plugins in it.
 
-    The backbone's ``init_cfg`` would initialise every convolution in it, the
+    The module's ``init_cfg`` would initialise every convolution in it, the
     plugins' too, and mmengine calls a plugin's own ``init_weights`` before or
     never, as the modules in between have it. Here the plugins' own comes back
-    after the backbone's and before a ``Pretrained`` checkpoint.
+    after the module's and before a ``Pretrained`` checkpoint.
     """
 
-    def __init__(self, backbone):
-        self.backbone = backbone
+    def __init__(self, root):
+        self.root = root
         self.layers = []
 
-    def __call__(self):
-        backbone = self.backbone
-        if backbone.is_init:  # upstream warns and does nothing
-            return type(backbone).init_weights(backbone)
+    def __call__(self, *args, **kwargs):
+        root = self.root
+        upstream = getattr(type(root), 'init_weights', _nothing)
+        if getattr(root, 'is_init', False):  # upstream warns and does nothing
+            return upstream(root, *args, **kwargs)
         own = []
         for layer in self.layers:
             _initialise(layer)
@@ -55,9 +56,13 @@ class InitWeights:
                         f'{type(layer).__name__} itself ',
                     )
 
-        handle = backbone._register_load_state_dict_pre_hook(restore)
+        handle = root._register_load_state_dict_pre_hook(restore)
         try:
-            type(backbone).init_weights(backbone)
+            upstream(root, *args, **kwargs)
         finally:
             handle.remove()
         restore()
+
+
+def _nothing(root):
+    """A module without ``init_weights``."""

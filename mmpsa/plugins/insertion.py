@@ -1,9 +1,10 @@
-"""Plugins in a backbone that has been built.
+"""Plugins in a module that has been built.
 
 The format is mmseg's and mmdet's (``ResNet`` there): a list of
-``dict(cfg=dict(type=…), stages=(…), position='after_conv1')``. The plugin is a
-child of its block, so that its keys read as theirs, and runs from hooks, so
-that the blocks stay upstream's.
+``dict(cfg=dict(type=…), stages=(…), position='after_conv1')``, in which
+``modules='…'`` may stand for position and stages. The plugin is a child of
+its block, so that its keys read as theirs, and runs from hooks, so that the
+blocks stay upstream's.
 """
 
 import copy
@@ -16,43 +17,47 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
-from .entries import PluginsError, check_plugins, check_stages
 from .initialisation import protect_initialisation
-from .places import Place, Places
+from .sites import Site, Sites
+from .validation import Entry, PluginsError, validate
+
+# What a wrong cfg raises. Anything else is a mistake in the plugin's code,
+# and surfaces as it is.
+_REFUSALS = (AssertionError, KeyError, TypeError, ValueError)
 
 
 class _Insertion(NamedTuple):
     """One plugin layer and where it goes."""
 
-    plugin: int  # index of its entry
-    place: Place
+    entry: Entry
+    site: Site
     name: str
     layer: nn.Module
 
     @property
     def path(self):
-        return f'{self.place.path}.{self.name}'
+        return f'{self.site.path}.{self.name}'.lstrip('.')
 
 
-def insert_plugins(backbone: nn.Module, plugins: Sequence[dict]) -> List[str]:
-    """Insert plugins into a built backbone.
+def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
+    """Insert plugins into a built backbone, neck or head.
 
-    Plugins at one position run in the order of the list, each on the output
-    of the one before. They move to the device and dtype of their block (stage,
-    backbone), are frozen where it is, and keep their own initialisation when
-    the backbone's ``init_weights`` runs; a ``Pretrained`` checkpoint
-    overwrites it where it holds their weights.
+    Plugins at one place run in the order of the list, each on the output of
+    the one before. They move to the device and dtype of their block (stage,
+    module), are frozen where it is, and keep their own initialisation when
+    the module's ``init_weights`` runs; a ``Pretrained`` checkpoint overwrites
+    it where it holds their weights.
 
     Args:
-        backbone (nn.Module): A backbone of mmpose, mmseg, mmdet or mmpretrain
-            (or of the same make). ``docs/backbones.md`` says which positions
-            each has.
+        module (nn.Module): A backbone, neck or head of mmpose, mmseg, mmdet
+            or mmpretrain (or of the same make). ``docs/backbones.md`` says
+            which positions each backbone has; the others have none.
         plugins (Sequence[dict]): Each with the keys
 
             - cfg (dict): Config of any registered plugin layer. ``type`` is
               required; ``postfix`` (str or int) is appended to the plugin's
-              name and needed where one kind occurs twice in a block. The
-              plugin is built with the ``in_channels`` of its position.
+              name and needed where one kind occurs twice in a place. The
+              plugin is built with the ``in_channels`` of its place.
             - position (str): ``'after_conv1'``, ``'after_conv2'`` or
               ``'after_conv3'``: in each residual block after that
               convolution, its norm and, but for the block's last convolution,
@@ -61,108 +66,130 @@ def insert_plugins(backbone: nn.Module, plugins: Sequence[dict]) -> List[str]:
               backbone returns.
             - stages (Sequence[bool], optional): One flag for each stage, or
               for each map that the backbone returns. Default: all.
+            - modules (str or Sequence[str]): In place of ``position`` and
+              ``stages``: on the N×C×H×W map that each module returns whose
+              name in ``module`` matches. ``*`` stands for anything within
+              one component of a dotted name, ``**`` for anything. A width
+              that neither the module tells nor running a backbone shows is
+              given as ``cfg=dict(in_channels=…)``.
 
     Returns:
-        list[str]: Names of the modules added, relative to ``backbone``.
+        list[str]: Names of the modules added, relative to ``module``.
 
     Raises:
         TypeError: If ``plugins`` or an entry has the wrong type.
         ValueError: If an entry has an unknown, missing or malformed key, the
-            backbone or a stage lacks the position, a name is taken, or a
-            plugin cannot be built. The backbone is unchanged then.
+            backbone or a stage lacks the position, a pattern matches nothing,
+            a width is not known, a name is taken, or a plugin cannot be
+            built. The module is unchanged then.
     """
-    check_plugins(plugins)
-    added = _build_all(Places(backbone), plugins)
-    frozen = []
+    entries = validate(plugins)
+    added = _build_all(entries, Sites(module))
     for new in added:
-        module = new.place.module
-        like = next(module.parameters(), next(backbone.parameters()))
-        new.layer.to(like).train(module.training)
-        if new.place.frozen:
-            new.layer.requires_grad_(False)
-            frozen.append(new)
+        _fit(new, module)
     for new in added:
-        new.place.add(new.name, new.layer)
-    protect_initialisation(backbone, [new.layer for new in added])
-    _log(backbone, plugins, added, frozen)
+        new.site.add(new.name, new.layer)
+    protect_initialisation(module, [new.layer for new in added])
+    _log(module, entries, added)
     return [new.path for new in added]
 
 
-def _build_all(places, plugins) -> List[_Insertion]:
-    """Build the plugins of all places; what is refused is refused here."""
-    # By position first: the order that native keys have.
-    order = sorted(range(len(plugins)), key=lambda i: plugins[i]['position'])
+def _build_all(entries, sites) -> List[_Insertion]:
+    """Build the plugins of all sites; what is refused is refused here."""
     added, paths = [], set()
-    for i in order:
-        where, position = f'plugins[{i}]', plugins[i]['position']
-        try:
-            stages = places.find(position)
-        except ValueError as error:
-            raise PluginsError(f"{where}['position']: {error}") from None
-        flags = check_stages(plugins[i], len(stages), where)
-        for n in (n for n, flag in enumerate(flags) if flag):
-            if isinstance(stages[n], str):
+    # By position first: the order that native keys have.
+    for entry in sorted(entries, key=lambda entry: entry.position or '~'):
+        for site in sites.of(entry):
+            name, layer = _build(entry, site)
+            new = _Insertion(entry, site, name, layer)
+            if new.path in paths or site.has(name):
                 raise PluginsError(
-                    f"{where}['stages'] has stage {n + 1} of {len(stages)}, "
-                    f'which takes no plugin {position}: {stages[n]}'
+                    f"{entry.where}: the name '{name}' is taken in "
+                    f'{site.path}; give the plugin another postfix inside '
+                    "cfg, as in cfg=dict(type=…, postfix='1')"
                 )
-            for place in stages[n]:
-                name, layer = _build(plugins[i]['cfg'], place, where)
-                new = _Insertion(i, place, name, layer)
-                if new.path in paths or place.has(name):
-                    raise PluginsError(
-                        f"{where}: the name '{name}' is taken in "
-                        f'{place.path}; give the plugin another postfix '
-                        "inside cfg, as in cfg=dict(type=…, postfix='1')"
-                    )
-                paths.add(new.path)
-                added.append(new)
+            paths.add(new.path)
+            added.append(new)
     return added
 
 
-def _build(cfg, place, where):
+def _build(entry, site):
     """Build one plugin layer and its name."""
-    cfg = copy.deepcopy(dict(cfg))
+    cfg = copy.deepcopy(dict(entry.cfg))
     postfix = cfg.pop('postfix', '')
     scope = cfg.pop('_scope_', None)
+    cfg['in_channels'] = site.in_channels
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        cfg['type'] = _class_of(entry, registry)
+        try:
+            return build_plugin_layer(cfg, postfix=postfix)
+        except _REFUSALS as error:
+            raise PluginsError(
+                f"{entry.where}['cfg'] cannot be built for {site.path} with "
+                f'in_channels={site.in_channels}: {error} '
+                f'(got {dict(entry.cfg)})'
+            ) from error
+
+
+def _class_of(entry, registry):
+    kind = entry.cfg['type']
+    if isinstance(kind, type):
+        return kind
     try:
-        with MODELS.switch_scope_and_registry(scope):
-            return build_plugin_layer(
-                cfg, postfix=postfix, in_channels=place.in_channels
-            )
-    except Exception as error:
+        found = registry.get(kind)
+    except Exception as error:  # what a path in a name leads to
         raise PluginsError(
-            f"{where}['cfg'] cannot be built for {place.path} with "
-            f'in_channels={place.in_channels}: {error} (got {dict(cfg)})'
+            f"{entry.where}['cfg'] cannot be built from type={kind!r}: {error}"
         ) from error
+    if found is None:
+        raise PluginsError(
+            f"{entry.where}['cfg'] cannot be built from type={kind!r}, "
+            f'which is not registered under the scope {registry.scope!r}'
+        )
+    return found
 
 
-def _log(backbone, plugins, added, frozen):
+def _fit(new, module):
+    """Dtype, device, mode and freezing of where a plugin goes."""
+    like = new.site.like
+    for parameter in (*like.parameters(), *module.parameters()):
+        new.layer.to(parameter)
+        break
+    new.layer.train(like.training)
+    if new.site.frozen:
+        new.layer.requires_grad_(False)
+
+
+def _log(module, entries, added):
     """Say what was inserted where, and what will never learn."""
-    backbone_name = type(backbone).__name__
-    for i, plugin in enumerate(plugins):
-        mine = [new for new in added if new.plugin == i]
+    title = type(module).__name__
+    for entry in entries:
+        mine = [new for new in added if new.entry is entry]
         num_params = sum(
             p.numel() for new in mine for p in new.layer.parameters()
         )
+        where = (
+            f'stages {entry.stages or "all"}'
+            if entry.position
+            else f'the first is {mine[0].path}'
+        )
         print_log(
-            f'plugins[{i}]: {len(mine)} × {plugin["cfg"]["type"]} '
-            f'{plugin["position"]} in {backbone_name}, stages '
-            f'{plugin.get("stages", "all")}, {num_params:,} parameters',
+            f'{entry.where}: {len(mine)} × {entry.cfg["type"]} {entry} in '
+            f'{title}, {where}, {num_params:,} parameters',
             logger='current',
         )
         stuck = [
             new.path
-            for new in frozen
-            if new.plugin == i and not _is_identity(new)
+            for new in mine
+            if new.site.frozen and not _is_identity(new)
         ]
         if stuck:
             print_log(
-                f'plugins[{i}]: {len(stuck)} of them stand in frozen stages '
-                f'of {backbone_name} (the first is {stuck[0]}) and change '
-                'what these compute, but will not be trained: leave these '
-                'stages out, start the plugins as the identity, or load a '
-                'checkpoint that has weights for them',
+                f'{entry.where}: {len(stuck)} of them stand in frozen stages '
+                f'of {title} (the first is {stuck[0]}) and change what these '
+                'compute, but will not be trained: leave these stages out, '
+                'start the plugins as the identity, or load a checkpoint that '
+                'has weights for them',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -171,6 +198,6 @@ def _log(backbone, plugins, added, frozen):
 @torch.no_grad()
 def _is_identity(new):
     """Whether a frozen plugin returns a test input unchanged."""
-    x = torch.linspace(-1, 1, new.place.in_channels * 64).view(1, -1, 8, 8)
+    x = torch.linspace(-1, 1, new.site.in_channels * 64).view(1, -1, 8, 8)
     x = x.to(next(new.layer.parameters(), x))
     return torch.equal(new.layer(x), x)

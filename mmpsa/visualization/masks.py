@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmpsa.plugins.places import AFTER_STAGE
+from mmpsa.plugins.validation import AFTER_STAGE
 from mmpsa.psa import PolarizedSelfAttention
 
 _LEGEND = (

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.model import revert_sync_batchnorm
 
-from mmpsa.plugins.places import POSITIONS, Places
+from mmpsa.plugins.sites import Sites
+from mmpsa.plugins.validation import POSITIONS
 
 # The others take seconds.
 QUICK = [
@@ -55,28 +56,31 @@ def cases(draw):
         for key, values in OPTIONS.items()
         if key in accepted
     }
-    found = {}
-    for position in POSITIONS:
-        try:
-            found[position] = Places(plain).find(position)
-        except ValueError:
-            continue
-    position = draw(st.sampled_from(sorted(found)))
-    taken = [not isinstance(places, str) for places in found[position]]
+    found = {position: Sites(plain).at(position) for position in POSITIONS}
+    position = draw(
+        st.sampled_from(
+            sorted(
+                p
+                for p, stages in found.items()
+                if any(s.sites for s in stages)
+            )
+        )
+    )
+    taken = [bool(stage.sites) for stage in found[position]]
     stages = [flag and draw(st.booleans()) for flag in taken]
     if not any(stages):
         stages = taken
-    places = [
-        place
-        for flag, places in zip(stages, found[position])
+    sites = [
+        site
+        for flag, stage in zip(stages, found[position])
         if flag
-        for place in places
+        for site in stage.sites
     ]
     # the authors' sequential form, the last, has a least width
-    narrow = min(place.in_channels for place in places) < 8
+    narrow = min(site.in_channels for site in sites) < 8
     cfg = draw(st.sampled_from(KINDS[:-1] if narrow else KINDS))
     entry = dict(cfg=cfg, position=position, stages=stages)
-    return codebase, name, options, entry, [place.path for place in places]
+    return codebase, name, options, entry, [site.path for site in sites]
 
 
 def flat(output):

@@ -1,4 +1,4 @@
-"""The feature maps that a module returns."""
+"""The feature maps that a module returns, found by running it."""
 
 import copy
 from itertools import product
@@ -11,6 +11,14 @@ from torch import Tensor, nn
 
 # In pixels; some backbones do not run on the small ones.
 _SIZES = (64, 128, 256)
+# What shapes that do not fit raise. Anything else is a mistake in the code of
+# the backbone or of a plugin, and surfaces as it is.
+_MISFITS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
+
+
+def is_map(x) -> bool:
+    """Whether ``x`` is an N×C×H×W tensor."""
+    return isinstance(x, Tensor) and x.dim() == 4
 
 
 def apply_to_maps(function: Callable[[Tensor], Tensor], output):
@@ -18,7 +26,7 @@ def apply_to_maps(function: Callable[[Tensor], Tensor], output):
 
     Everything else (tokens, ``None``) is returned as it is.
     """
-    if isinstance(output, Tensor) and output.dim() == 4:
+    if is_map(output):
         return function(output)
     if isinstance(output, (list, tuple)):
         return type(output)(apply_to_maps(function, x) for x in output)
@@ -52,15 +60,15 @@ def find_widths(
     sizes = [((size, size), (2 * size, 2 * size)) for size in _SIZES]
     # some run at theirs alone, and most of those at ImageNet's
     sizes.append([to_2tuple(getattr(backbone, 'img_size', 224))] * 2)
-    device = next(backbone.parameters()).device
-    devices = [device] if device.type == 'cuda' else []
+    like = next(backbone.parameters(), torch.empty(0))
+    devices = [like.device] if like.device.type == 'cuda' else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         clone = revert_sync_batchnorm(copy.deepcopy(backbone))
         for (small, large), width in product(sizes, channels):
             try:
-                tested = _widths(clone, names, (width, *small), False)
-                trained = _widths(clone, names, (width, *large), True)
-            except Exception as error:
+                tested = _widths(clone, names, (width, *small), like, False)
+                trained = _widths(clone, names, (width, *large), like, True)
+            except _MISFITS as error:
                 reason = error
                 continue
             return {
@@ -69,11 +77,12 @@ def find_widths(
                 if widths == [w for w in trained.get(name, ()) if w in widths]
             }
     raise ValueError(
-        f'{type(backbone).__name__} does not run on pictures: {reason}'
-    )
+        f'{type(backbone).__name__} does not run on pictures: '
+        f'{type(reason).__name__}: {reason}'
+    ) from reason
 
 
-def _widths(backbone, names, shape, training):
+def _widths(backbone, names, shape, like, training):
     backbone.train(training)
     widths, handles = {}, []
 
@@ -87,7 +96,6 @@ def _widths(backbone, names, shape, training):
     for name in names:
         module = backbone.get_submodule(name)
         handles.append(module.register_forward_hook(recorder(name)))
-    like = next(backbone.parameters())
     try:
         backbone(torch.rand(2, *shape).to(like))
     finally:

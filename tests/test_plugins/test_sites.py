@@ -10,7 +10,8 @@ from helpers import EVERY, Probe, build, images, randomise, upstream
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 
 from mmpsa import insert_plugins
-from mmpsa.plugins.places import POSITIONS, Places
+from mmpsa.plugins.sites import Sites
+from mmpsa.plugins.validation import POSITIONS
 
 IN_BLOCKS = POSITIONS[:3]
 FACTORS = dict(zip(IN_BLOCKS, (1.5, -0.5, 2.5)))
@@ -40,12 +41,9 @@ def takes(backbone):
     """An entry for each position, at every stage that has it."""
     entries = []
     for position in POSITIONS:
-        try:
-            found = Places(backbone).find(position)
-        except ValueError:
-            continue
-        stages = [not isinstance(places, str) for places in found]
-        entries.append(probe(position, stages=stages))
+        stages = [bool(stage.sites) for stage in Sites(backbone).at(position)]
+        if any(stages):
+            entries.append(probe(position, stages=stages))
     return entries
 
 

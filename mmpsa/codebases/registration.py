@@ -1,32 +1,30 @@
-"""Upstream backbones with ``plugins=``, under upstream's own names."""
+"""Upstream's classes with ``plugins=``, under upstream's own names."""
 
 import logging
 from importlib import import_module
-from typing import Dict, Optional, Sequence
+from typing import Dict
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import Registry
 
-from mmpsa.plugins import insert_plugins
+from mmpsa.plugins import pluggable
 from mmpsa.psa import SIGNATURES
 
+# In a codebase's models; those that are no backbones have no positions.
+_NECKS_AND_HEADS = (
+    'necks',
+    'heads',
+    'decode_heads',
+    'dense_heads',
+    'roi_heads',
+    'seg_heads',
+    'tracking_heads',
+)
 
-class PluggableBackbone:
-    """Mixin that adds ``plugins=`` to a backbone; without it, changes nothing.
 
-    Args:
-        plugins (Sequence[dict], optional): See
-            :func:`mmpsa.insert_plugins`. Default: None.
-        args, kwargs: As upstream's.
-    """
-
-    def __init__(
-        self, *args, plugins: Optional[Sequence[dict]] = None, **kwargs
-    ):
-        super().__init__(*args, **kwargs)
-        if plugins is not None:
-            insert_plugins(self, plugins)
+class Pluggable:
+    """Mixin of upstream's classes with ``plugins=``: names unused weights."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         self._warn_of_unused_psa(state_dict, prefix)
@@ -34,14 +32,19 @@ class PluggableBackbone:
 
     def _warn_of_unused_psa(self, state_dict, prefix):
         modules = dict(self.named_modules())
+        inner = tuple(  # these warn of theirs
+            f'{name}.'
+            for name, module in modules.items()
+            if name and isinstance(module, Pluggable)
+        )
+        paths = {
+            key[len(prefix) : -len(end) - 1]
+            for key in state_dict
+            for end in SIGNATURES
+            if key.startswith(prefix) and key.endswith(f'.{end}')
+        }
         unused = sorted(
-            {
-                key[len(prefix) : -len(end) - 1]
-                for key in state_dict
-                for end in SIGNATURES
-                if key.startswith(prefix) and key.endswith(f'.{end}')
-            }
-            - set(modules)
+            path for path in paths - set(modules) if not path.startswith(inner)
         )
         if unused:
             print_log(
@@ -49,37 +52,44 @@ class PluggableBackbone:
                 f'{len(unused)} places where this {type(self).__name__} has '
                 f'none (the first is {unused[0]}). They are not loaded: the '
                 'model computes something else than the one that was saved. '
-                'Give the backbone the plugins= that it was trained with.',
+                'Give it the plugins= that it was trained with.',
                 logger='current',
                 level=logging.WARNING,
             )
 
 
-def pluggable(registry: Registry, module: str) -> Dict[str, type]:
-    """Subclass a codebase's backbones and register them in their stead.
+def register(registry: Registry, module: str) -> Dict[str, type]:
+    """Subclass a codebase's backbones, necks and heads; register these.
 
     Args:
         registry (Registry): The codebase's ``MODELS``, with its models loaded.
         module (str): The module that the classes will be attributes of.
 
     Returns:
-        dict[str, type]: The subclasses by the names of the backbones.
+        dict[str, type]: The subclasses by the names of upstream's classes.
     """
-    upstream = f'{registry.scope}.models.backbones.'
     classes = {}
     for name, base in list(registry.module_dict.items()):
-        if base.__module__.startswith(upstream) and issubclass(
-            base, BaseModule
+        scope, *path = base.__module__.split('.')
+        if (
+            [scope, *path[:1]] == [registry.scope, 'models']
+            and path[1:2]
+            and path[1] in ('backbones', *_NECKS_AND_HEADS)
+            and issubclass(base, BaseModule)
         ):
-            body = {'__module__': module, '__doc__': base.__doc__}
-            cls = type(base.__name__, (PluggableBackbone, base), body)
+            body = {
+                '__module__': module,
+                '__doc__': base.__doc__,
+                'plugin_positions': path[1] == 'backbones',
+            }
+            cls = pluggable(type(base.__name__, (Pluggable, base), body))
             classes[name] = cls
             registry.register_module(name=name, module=cls, force=True)
     return classes
 
 
-def register_backbones(codebase: str) -> None:
-    """Put the pluggable backbones into a codebase's registry.
+def register_models(codebase: str) -> None:
+    """Put the classes with ``plugins=`` into a codebase's registry.
 
     Loading a codebase's models takes seconds, so it is left to the registry,
     which imports its modules at the first look-up and, with this, ours after

@@ -1,0 +1,189 @@
+"""What runs the plugins."""
+
+from itertools import count
+from operator import attrgetter
+from typing import List
+
+from torch import nn
+
+from .blocks import POSITIONS, Anchor
+from .probing import apply_to_maps, is_map
+
+
+def run_natively(block: nn.Module, position: str, name: str):
+    """Let a block with upstream's own plugins run its child ``name``."""
+    if not block.with_plugins:
+        block.with_plugins = True
+        for each in POSITIONS:
+            setattr(block, f'{each}_plugin_names', [])
+    getattr(block, f'{position}_plugin_names').append(name)
+
+
+def run_in_block(block: nn.Module, anchor: Anchor, name: str):
+    """Let the block's child ``name`` run at one of its positions."""
+    hooks = _hooks_of(block)
+    if anchor not in hooks:
+        hooks[anchor] = BlockHook(block, anchor.child, anchor.after)
+    hooks[anchor].names.append(name)
+
+
+def run_after_module(
+    host: nn.Module, module: str, name: str, path: str, in_channels: int
+):
+    """Let the host's descendant ``name`` run on what a module returns.
+
+    Args:
+        host (nn.Module): What has the plugin.
+        module (str): Name of the module in ``host``; ``''`` is the host.
+        name (str): Name of the plugin in ``host``.
+        path (str): What errors call the module.
+        in_channels (int): The width that the plugin was built for.
+    """
+    if not module:
+        for hook in host._forward_hooks.values():
+            if isinstance(hook, ModuleHook) and hook.host is host:
+                break
+        else:
+            hook = ModuleHook(host, '', path)
+            host.register_forward_hook(hook)
+    else:
+        hook = _hooks_of(host).setdefault(
+            module, ModuleHook(host, module, path)
+        )
+    hook.names.append(name)
+    hook.widths.append(in_channels)
+
+
+def run_on_map(
+    module: nn.Module, host: nn.Module, position: str, widths: List[int]
+):
+    """Let the plugins in ``host.position`` run on the maps of a module."""
+    module.register_forward_hook(MapHook(host, position, widths))
+
+
+def _hooks_of(host):
+    if not isinstance(vars(host).get('forward'), Forward):
+        host.forward = Forward(host)
+    return host.forward.hooks
+
+
+class Forward:
+    """A host's ``forward``, which sees to the hooks in it first.
+
+    Hosts and plugins outlive their neighbours: a runner replaces norm layers
+    (SyncBN reverted or converted, convolution and BN fused) and wraps
+    modules. So nothing is held but names, looked up at each call, and a hook
+    on a module inside the host is put back where that has been replaced. Not
+    from a hook on the host, for some heads call their ``forward`` themselves.
+    Copies and pickles of the host hold hooks of theirs.
+    """
+
+    def __init__(self, host: nn.Module):
+        self.host = host
+        self.hooks = {}
+
+    def __call__(self, *args, **kwargs):
+        for hook in self.hooks.values():
+            hook.attach()
+        return type(self.host).forward(self.host, *args, **kwargs)
+
+    @property
+    def __wrapped__(self):
+        """For ``inspect.signature``."""
+        return type(self.host).forward.__get__(self.host)
+
+
+class BlockHook:
+    """Runs plugins at the input or the output of a module in their host."""
+
+    def __init__(self, host: nn.Module, module: str, after: bool):
+        self.host = host
+        self.module = module
+        self.after = after
+        self.names = []
+
+    def attach(self):
+        module = attrgetter(self.module)(self.host)
+        if self.after:
+            hooks = module._forward_hooks
+            register = module.register_forward_hook
+        else:
+            hooks = module._forward_pre_hooks
+            register = module.register_forward_pre_hook
+        if not any(hook is self for hook in hooks.values()):
+            register(self)
+
+    def __call__(self, module, args, output=None):
+        x = output if self.after else args[0]
+        if isinstance(x, list):  # TridentNet's branches
+            return [self.run(branch) for branch in x]
+        return self.run(x)
+
+    def run(self, x):
+        for name in self.names:
+            x = attrgetter(name)(self.host)(x)
+        return x
+
+
+class ModuleHook(BlockHook):
+    """Runs plugins on the N×C×H×W map that a module returns."""
+
+    def __init__(self, host: nn.Module, module: str, path: str):
+        super().__init__(host, module, after=True)
+        self.path = path
+        self.widths = []
+
+    def __call__(self, module, args, output):
+        for name, width in zip(self.names, self.widths):
+            plugin = attrgetter(name)(self.host)
+            if not is_map(output) or output.shape[1] != width:
+                raise ValueError(
+                    f'{self.path} returns {_describe(output)}, but its plugin '
+                    f'{name} was built for N×{width}×H×W maps; name another '
+                    "module in the entry's modules="
+                    + (
+                        f', or give cfg=dict(in_channels={output.shape[1]})'
+                        if is_map(output)
+                        else ''
+                    )
+                )
+            if self.module and any(module.children()):
+                # not in it, but switched with it, as in a frozen stage
+                if plugin.training != module.training:
+                    plugin.train(module.training)
+            output = plugin(output)
+        return output
+
+
+def _describe(output):
+    shape = getattr(output, 'shape', None)
+    if shape is not None:
+        return f'a tensor of shape {tuple(shape)}'
+    return f'a {type(output).__name__}'
+
+
+class MapHook:
+    """Runs the plugins of the maps that a stage or a backbone returns.
+
+    They are the children of ``host``, by position, index of the map and name.
+    Maps of other widths than ``widths`` are returned in training alone.
+    """
+
+    def __init__(self, host: nn.Module, position: str, widths: List[int]):
+        self.host = host
+        self.position = position
+        self.widths = widths
+
+    def __call__(self, module, args, output):
+        plugins = getattr(self.host, self.position)
+        indices = count()
+
+        def run(x):
+            if x.shape[1] in self.widths:
+                index = str(next(indices))
+                if index in plugins:
+                    for layer in plugins[index].values():
+                        x = layer(x)
+            return x
+
+        return apply_to_maps(run, output)

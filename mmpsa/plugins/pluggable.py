@@ -1,0 +1,47 @@
+"""Classes whose constructors take ``plugins=``."""
+
+from functools import wraps
+
+from .insertion import insert_plugins
+
+
+def pluggable(cls: type) -> type:
+    """Give a backbone, neck or head a constructor that takes ``plugins=``.
+
+    A decorator. The class is changed in place, not replaced by a subclass, in
+    which ``super(Name, self)`` would never end. Plugins go in when the
+    constructor is done, that of a subclass too; without ``plugins`` nothing
+    is changed.
+
+    Args:
+        cls (type): A subclass of :class:`torch.nn.Module`.
+
+    Returns:
+        type: ``cls``.
+    """
+    _take_plugins(cls)
+    own = vars(cls).get('__init_subclass__')
+
+    @classmethod
+    def __init_subclass__(subclass, **kwargs):
+        if own is None:
+            super(cls, subclass).__init_subclass__(**kwargs)
+        else:
+            own.__func__(subclass, **kwargs)
+        if '__init__' in vars(subclass):
+            _take_plugins(subclass)
+
+    cls.__init_subclass__ = __init_subclass__
+    return cls
+
+
+def _take_plugins(cls):
+    init = cls.__init__
+
+    @wraps(init)
+    def __init__(self, *args, plugins=None, **kwargs):
+        init(self, *args, **kwargs)
+        if plugins is not None:
+            insert_plugins(self, plugins)
+
+    cls.__init__ = __init__

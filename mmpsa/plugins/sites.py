@@ -1,0 +1,438 @@
+"""Where in a module plugins can stand."""
+
+import re
+from difflib import get_close_matches
+from functools import cached_property
+from operator import attrgetter
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from torch import nn
+
+from .blocks import NATIVE, positions_of
+from .hooks import run_after_module, run_in_block, run_natively, run_on_map
+from .probing import find_widths
+from .stages import find_stages
+from .validation import AFTER_STAGE, OUTPUT, Entry, PluginsError
+
+AFTER_MODULE = 'after_module'
+
+
+class Site:
+    """One place for plugins.
+
+    Attributes:
+        path (str): Name of the module that a plugin will be a child of.
+        in_channels (int): The width of the map there.
+        like (nn.Module): Has a plugin's dtype, device and mode.
+        frozen (bool): Whether a plugin there is.
+    """
+
+    def has(self, name: str) -> bool:
+        """Whether there is a module of that name."""
+        raise NotImplementedError
+
+    def add(self, name: str, layer: nn.Module) -> None:
+        """Put a plugin there, after those that are there."""
+        raise NotImplementedError
+
+
+class Stage(NamedTuple):
+    """The sites of one stage (or map), or the reason why it has none."""
+
+    sites: Sequence[Site] = ()
+    reason: str = ''
+
+
+def _is_frozen(module):
+    parameters = [*module.parameters()]
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+
+def why_none(stages: Sequence[Stage]) -> str:
+    """Why none of the stages of a module has a site."""
+    return stages[0].reason if stages else 'its stages are not known'
+
+
+class BlockSite(Site):
+    """A position of a block; the plugin is the block's child."""
+
+    def __init__(self, path: str, block: nn.Module, position: str):
+        self.path = path
+        self.like = block
+        self._position = position
+        self._anchor = positions_of(block)[position]
+        self.in_channels = attrgetter(self._anchor.width)(block)
+
+    @property
+    def frozen(self):
+        return _is_frozen(self.like)
+
+    def has(self, name):
+        return hasattr(self.like, name)
+
+    def add(self, name, layer):
+        _add(self.like, name, layer)
+        if self._anchor.child is NATIVE:
+            run_natively(self.like, self._position, name)
+        else:
+            run_in_block(self.like, self._anchor, name)
+
+
+class MapSite(Site):
+    """A map that a stage, or the backbone (``name`` is ''), returns.
+
+    A stage's plugins are children of its last module that is no Sequential,
+    which would run them.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        name: str,
+        position: str,
+        widths: List[int],
+        index: int,
+    ):
+        self.like = backbone.get_submodule(name)
+        self.in_channels = widths[index]
+        self._host = self.like
+        self._position = position
+        self._widths = widths
+        self._index = index
+        while type(self._host).forward is nn.Sequential.forward:
+            # not a single layer: runners replace norm layers
+            inner = [
+                (f'{name}.{child}', module)
+                for child, module in self._host.named_children()
+                if any(module.children())
+            ]
+            if not inner:
+                raise ValueError(f'{name} is a Sequential of single layers')
+            name, self._host = inner[-1]
+        self.path = f'{name}.{position}.{index}'.lstrip('.')
+
+    @property
+    def frozen(self):
+        """A frozen stage's are; those of the outputs stand in no stage."""
+        return self._position == AFTER_STAGE and _is_frozen(self.like)
+
+    def has(self, name):
+        return hasattr(_place(self._host, self._names), name)
+
+    def add(self, name, layer):
+        if not hasattr(self._host, self._position):
+            run_on_map(self.like, self._host, self._position, self._widths)
+        _add(_place(self._host, self._names, make=True), name, layer)
+
+    @property
+    def _names(self):
+        return self._position, str(self._index)
+
+
+class ModuleSite(Site):
+    """The output of a module that an entry names.
+
+    The plugin is the module's child. A container would run it, and a single
+    layer may be replaced by a runner, the plugin with it: after these it is
+    in the nearest module around them that is neither, under ``after_module``
+    and their name in that.
+    """
+
+    def __init__(self, root: nn.Module, name: str, in_channels: int):
+        self.in_channels = in_channels
+        self._name = name
+        outer, inner, host = name.split('.'), [], root.get_submodule(name)
+        around = [host]
+        while outer and (_is_container(host) or not any(host.children())):
+            inner.insert(0, outer.pop())
+            host = root.get_submodule('.'.join(outer))
+            around.append(host)
+        if _is_container(host):
+            raise ValueError(
+                f'nothing around {name} could have a plugin as a child and '
+                f'not run it by itself: {type(host).__name__} is a container'
+            )
+        self._host, self._module = host, inner
+        self._names = (AFTER_MODULE, *inner) if inner else ()
+        self.path = '.'.join((*outer, *self._names))
+        # The layer itself may be a frozen norm in a block that is not, or
+        # have no parameters.
+        self.like = around[0] if any(around[0].children()) else around[1]
+
+    @property
+    def frozen(self):
+        return _is_frozen(self.like)
+
+    def has(self, name):
+        return hasattr(_place(self._host, self._names), name)
+
+    def add(self, name, layer):
+        _add(_place(self._host, self._names, make=True), name, layer)
+        run_after_module(
+            self._host,
+            '.'.join(self._module),
+            '.'.join((*self._names, name)),
+            self._name,
+            self.in_channels,
+        )
+
+
+def _is_container(module):
+    return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+
+def _add(module, name, layer):
+    """Add a child that :func:`named_modules` does not see."""
+    layer.is_plugin = True
+    module.add_module(name, layer)
+
+
+def _place(host, names, make=False) -> Optional[nn.Module]:
+    """What ``names`` lead to in a host, made on the way if need be."""
+    for name in names:
+        if make and name not in host._modules:
+            _add(host, name, nn.ModuleDict())
+        host = host._modules.get(name)
+        if host is None:
+            break
+    return host
+
+
+def named_modules(
+    module: nn.Module, prefix: str = ''
+) -> Iterator[Tuple[str, nn.Module]]:
+    """The modules inside a module, by name, without plugins.
+
+    One that has several names comes with each.
+    """
+    for name, child in module._modules.items():
+        if not (child is None or getattr(child, 'is_plugin', False)):
+            yield prefix + name, child
+            yield from named_modules(child, f'{prefix}{name}.')
+
+
+class Sites:
+    """The sites of a module, by position and stage, or by name."""
+
+    def __init__(self, module: nn.Module):
+        self._root = module
+        self.stages = find_stages(module)
+
+    def of(self, entry: Entry) -> List[Site]:
+        """Those of an entry.
+
+        Raises:
+            PluginsError: If there are none at a stage that it asks for, if
+                its ``stages`` are no flags of the module's, if a pattern
+                matches nothing, or a width is not known.
+        """
+        if entry.patterns:
+            return self._named(entry)
+        if not getattr(self._root, 'plugin_positions', True):
+            raise PluginsError(
+                f"{entry.where}['position']: {self._title} is no backbone; "
+                f'name its modules: {self._remedy}, got {entry.position!r}'
+            )
+        stages = self.at(entry.position)
+        if not any(stage.sites for stage in stages):
+            raise PluginsError(
+                f"{entry.where}['position']: {self._title} takes no plugin "
+                f'{entry.position}: {why_none(stages)}; modules can be named: '
+                f'{self._remedy}'
+            )
+        flags = self._flags(entry, len(stages))
+        for n, (flag, stage) in enumerate(zip(flags, stages)):
+            if flag and not stage.sites:
+                raise PluginsError(
+                    f"{entry.where}['stages'] has stage {n + 1} of "
+                    f'{len(stages)}, which takes no plugin {entry.position}: '
+                    f'{stage.reason}'
+                )
+        return [
+            site
+            for flag, stage in zip(flags, stages)
+            if flag
+            for site in stage.sites
+        ]
+
+    def _flags(self, entry, num_stages):
+        if entry.stages is None:
+            return [True] * num_stages
+        if (
+            not isinstance(entry.stages, (list, tuple))
+            or len(entry.stages) != num_stages
+            or any(not isinstance(flag, bool) for flag in entry.stages)
+        ):
+            of = 'output' if entry.position == OUTPUT else 'stage'
+            raise PluginsError(
+                f"{entry.where}['stages'] must be {num_stages} booleans, one "
+                f'for each {of} of the backbone, got {entry.stages!r}'
+            )
+        return entry.stages
+
+    @property
+    def _title(self):
+        return type(self._root).__name__
+
+    @property
+    def _remedy(self):
+        children = [name for name, _ in named_modules(self._root)]
+        return f"modules='…', of which it has {_enumerate(children)}"
+
+    def at(self, position: str) -> List[Stage]:
+        """For each stage (or output) its sites, or why it has none."""
+        if position == OUTPUT:
+            stage = self._maps([''], OUTPUT)
+            if not stage.sites:
+                return [stage]
+            return [Stage([site]) for site in stage.sites]
+        if position == AFTER_STAGE:
+            return [self._maps(names, position) for names in self.stages]
+        return [self._blocks(names, position) for names in self.stages]
+
+    def _blocks(self, names, position) -> Stage:
+        sites = []
+        for name in names:
+            stage = self._root.get_submodule(name)
+            for path, block in stage.named_modules(prefix=name):
+                positions = positions_of(block)
+                if positions and position not in positions:
+                    return Stage(
+                        reason=f'{path}, a {type(block).__name__}, has '
+                        f'{" and ".join(positions)}'
+                    )
+                if positions:
+                    sites.append(BlockSite(path, block, position))
+        if sites:
+            return Stage(sites)
+        return Stage(
+            reason=f'{names[0]} has no residual blocks that are known'
+        )
+
+    def _maps(self, names, position) -> Stage:
+        if getattr(self._root, 'rfp_inplanes', None):
+            return Stage(
+                reason='its blocks run one by one in a recursive feature '
+                'pyramid'
+            )
+        sites = []
+        for name in names:
+            try:
+                widths = self._widths.get(name)
+                sites += [
+                    MapSite(self._root, name, position, widths, i)
+                    for i in range(len(widths or []))
+                ]
+            except ValueError as error:
+                return Stage(reason=str(error))
+            if not widths:
+                return Stage(
+                    reason=f'{name or "it"} returns no N×C×H×W maps of fixed '
+                    'width'
+                )
+        return Stage(sites)
+
+    @cached_property
+    def _widths(self) -> Dict[str, List[int]]:
+        return find_widths(self._root, ['', *sum(self.stages, [])])
+
+    def _named(self, entry) -> List[Site]:
+        modules = dict(named_modules(self._root))
+        names = {}  # by the module, for it may have several
+        for pattern in entry.patterns:
+            matching = re.compile(_to_regex(pattern)).fullmatch
+            matched = [name for name in modules if matching(name)]
+            if not matched:
+                like = get_close_matches(pattern, modules, 5, 0.5)
+                raise PluginsError(
+                    f"{entry.where}['modules']: {pattern!r} matches no module "
+                    f'of this {self._title}; it has '
+                    f'{_enumerate(like or [*modules])}'
+                )
+            called = [name for name in matched if _is_called(modules[name])]
+            if not called:
+                raise PluginsError(
+                    f"{entry.where}['modules']: {pattern!r} matches "
+                    f'{_enumerate(matched)}, which is never called, being a '
+                    f'list of modules; name these: {pattern + ".*"!r}'
+                )
+            for name in called:
+                names.setdefault(modules[name], name)
+        try:
+            return [
+                ModuleSite(self._root, name, self._width(entry, name, module))
+                for module, name in names.items()
+            ]
+        except PluginsError:
+            raise
+        except ValueError as error:
+            raise PluginsError(f"{entry.where}['modules']: {error}") from None
+
+    def _width(self, entry, name, module) -> int:
+        """The width of what a module returns, as it says itself …"""
+        given = entry.cfg.get('in_channels')
+        for attribute in ('out_channels', 'num_features', 'num_channels'):
+            width = getattr(module, attribute, None)
+            if isinstance(width, int):
+                if given not in (None, width):
+                    raise PluginsError(
+                        f"{entry.where}['cfg']['in_channels'] is {given}, but "
+                        f'{name} has {attribute}={width}'
+                    )
+                return width
+        return given or self._probed(entry, name)
+
+    def _probed(self, entry, name):
+        """… or as running it shows."""
+        remedy = (
+            'give it inside cfg: '
+            f'cfg=dict(type={entry.cfg["type"]!r}, in_channels=64)'
+        )
+        where = f"{entry.where}['modules']: the width of {name}"
+        if not getattr(self._root, 'plugin_positions', True):
+            raise PluginsError(f'{where} is not known; {remedy}')
+        try:
+            widths = self._widths_of_all[name]
+        except KeyError:
+            raise PluginsError(
+                f'{where} is not known: it does not run, or differs from '
+                f'run to run; {remedy}'
+            ) from None
+        except ValueError as error:
+            raise PluginsError(
+                f'{where} is not known: {error}; {remedy}'
+            ) from error.__cause__
+        if len(widths) != 1:
+            raise PluginsError(
+                f"{entry.where}['modules']: {name} returns {len(widths)} "
+                'N×C×H×W maps, a plugin takes one; name another module'
+            )
+        return widths[0]
+
+    @cached_property
+    def _widths_of_all(self):
+        called = [
+            name
+            for name, module in named_modules(self._root)
+            if _is_called(module)
+        ]
+        return find_widths(self._root, called)
+
+
+def _is_called(module):
+    return type(module).forward is not nn.Module.forward
+
+
+def _to_regex(pattern):
+    """A pattern of names as a regular expression."""
+    meanings = {'**.': r'(?:.+\.)?', '**': '.*', '*': '[^.]*', '?': '[^.]'}
+    return ''.join(
+        meanings.get(token) or (token if token[0] == '[' else re.escape(token))
+        for token in re.findall(r'\*\*\.|\*\*|\[[^]]+\]|.', pattern)
+    )
+
+
+def _enumerate(names, limit=8):
+    shown = ', '.join(names[:limit])
+    more = len(names) - limit
+    return f'{shown} and {more} more' if more > 0 else shown

@@ -1,0 +1,149 @@
+"""The entries of ``plugins=``, checked before anything is looked for."""
+
+import re
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+from .blocks import POSITIONS as BLOCK_POSITIONS
+
+AFTER_STAGE, OUTPUT = 'after_stage', 'output'
+POSITIONS = (*BLOCK_POSITIONS, AFTER_STAGE, OUTPUT)
+KEYS = ('cfg', 'position', 'stages', 'modules')
+
+
+class PluginsError(ValueError, AssertionError):
+    """``plugins=`` that a module cannot take; upstream's own assert it."""
+
+
+class Entry(NamedTuple):
+    """One entry that is well formed; it has a position or patterns."""
+
+    where: str  # 'plugins[0]'
+    cfg: dict
+    position: Optional[str]
+    stages: Optional[Sequence[bool]]
+    patterns: Tuple[str, ...]
+
+    def __str__(self):
+        """Where its plugins go: ``"after_conv1"``, ``"after 'convs.*'"``."""
+        return (
+            self.position or f'after {" and ".join(map(repr, self.patterns))}'
+        )
+
+
+def validate(plugins) -> List[Entry]:
+    """The entries of ``plugins``.
+
+    Raises:
+        TypeError: If ``plugins`` or a value in it has the wrong type.
+        PluginsError: If an entry has an unknown, missing or malformed key.
+    """
+    if not isinstance(plugins, (list, tuple)):
+        raise TypeError(
+            f'plugins must be a list of dicts, got {type(plugins).__name__}'
+        )
+    return [
+        _entry(f'plugins[{i}]', plugin) for i, plugin in enumerate(plugins)
+    ]
+
+
+def _entry(where, plugin):
+    if not isinstance(plugin, dict):
+        raise TypeError(f'{where} must be a dict, got {type(plugin).__name__}')
+    for key in plugin:
+        if key not in KEYS:
+            hint = ''
+            if key == 'postfix':
+                hint = ": it belongs inside cfg, cfg=dict(postfix='1', …)"
+            raise PluginsError(
+                f'{where} has the unknown key {key!r}{hint}; '
+                f'allowed are {KEYS}'
+            )
+    if 'cfg' not in plugin:
+        raise PluginsError(f"{where} lacks the key 'cfg', got {dict(plugin)}")
+    by_name = 'modules' in plugin
+    _check_cfg(f"{where}['cfg']", plugin['cfg'], by_name)
+    if by_name:
+        for key in ('position', 'stages'):
+            if key in plugin:
+                raise PluginsError(
+                    f"{where} has both 'modules' and {key!r}: an entry names "
+                    'modules, or has a position and its stages; drop one, got '
+                    f'{dict(plugin)}'
+                )
+        patterns = _patterns(f"{where}['modules']", plugin['modules'])
+        return Entry(where, plugin['cfg'], None, None, patterns)
+    if 'position' not in plugin:
+        raise PluginsError(
+            f"{where} lacks the key 'position' (or 'modules', which names "
+            f'modules in its stead), got {dict(plugin)}'
+        )
+    if plugin['position'] not in POSITIONS:
+        raise PluginsError(
+            f"{where}['position'] must be one of {POSITIONS}, "
+            f'got {plugin["position"]!r}; other places are named by modules='
+        )
+    return Entry(
+        where, plugin['cfg'], plugin['position'], plugin.get('stages'), ()
+    )
+
+
+def _check_cfg(where, cfg, by_name):
+    if not isinstance(cfg, dict):
+        raise TypeError(f'{where} must be a dict, got {type(cfg).__name__}')
+    if 'type' not in cfg:
+        raise PluginsError(f"{where} lacks the key 'type', got {dict(cfg)}")
+    kind, scope = cfg['type'], cfg.get('_scope_')
+    if not isinstance(kind, (str, type)):
+        raise TypeError(
+            f"{where}['type'] must be a registered name or a class, "
+            f'got {kind!r}'
+        )
+    if not isinstance(scope, (str, type(None))):
+        raise TypeError(f"{where}['_scope_'] must be a str, got {scope!r}")
+    postfix = cfg.get('postfix', '')
+    if (
+        not isinstance(postfix, (str, int))
+        or isinstance(postfix, bool)
+        or not re.fullmatch(r'\w*', str(postfix))
+    ):
+        raise PluginsError(
+            f"{where}['postfix'] must be an int or a str of letters, digits "
+            f'and underscores, got {postfix!r}'
+        )
+    if 'in_channels' not in cfg:
+        return
+    width = cfg['in_channels']
+    if not by_name:
+        raise PluginsError(
+            f"{where}['in_channels']: a position has the width of its "
+            f'convolution or map; leave it out, got {width!r}'
+        )
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        raise PluginsError(
+            f"{where}['in_channels'] must be a positive int, got {width!r}"
+        )
+
+
+def _patterns(where, modules) -> Tuple[str, ...]:
+    patterns = [modules] if isinstance(modules, str) else modules
+    if (
+        not isinstance(patterns, (list, tuple))
+        or not patterns
+        or not all(isinstance(pattern, str) for pattern in patterns)
+    ):
+        raise TypeError(
+            f"{where} must be a pattern such as 'fpn_convs.*', or a list of "
+            f'them, got {modules!r}'
+        )
+    for pattern in patterns:
+        if not all(
+            re.fullmatch(r'([^][]|\[[^][]+\])+', part)
+            for part in pattern.split('.')
+        ):
+            raise PluginsError(
+                f'{where} has the malformed pattern {pattern!r}: names '
+                'separated by single dots, in which * and ? stand for '
+                'characters other than dots, ** for any, [12] for one of '
+                'these'
+            )
+    return tuple(patterns)
