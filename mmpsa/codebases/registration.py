@@ -7,20 +7,23 @@ from typing import Dict
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import Registry
+from torch import nn
 
 from mmpsa.plugins import pluggable
 from mmpsa.psa import SIGNATURES
 
-# In a codebase's models; those that are no backbones have no positions.
-_NECKS_AND_HEADS = (
-    'necks',
-    'heads',
-    'decode_heads',
-    'dense_heads',
-    'roi_heads',
-    'seg_heads',
-    'tracking_heads',
-)
+# The folders of a codebase's models, and the class that theirs derive from;
+# UNet's upsampling layers, registered too, are no backbones.
+_BASES = {
+    'backbones': BaseModule,
+    'necks': nn.Module,
+    'heads': nn.Module,
+    'decode_heads': nn.Module,
+    'dense_heads': nn.Module,
+    'roi_heads': nn.Module,
+    'seg_heads': nn.Module,
+    'tracking_heads': nn.Module,
+}
 
 
 class Pluggable:
@@ -70,17 +73,17 @@ def register(registry: Registry, module: str) -> Dict[str, type]:
     """
     classes = {}
     for name, base in list(registry.module_dict.items()):
-        scope, *path = base.__module__.split('.')
+        scope, models, folder, *_ = (*base.__module__.split('.'), '', '')
+        kind = _BASES.get(folder)
         if (
-            [scope, *path[:1]] == [registry.scope, 'models']
-            and path[1:2]
-            and path[1] in ('backbones', *_NECKS_AND_HEADS)
-            and issubclass(base, BaseModule)
+            (scope, models) == (registry.scope, 'models')
+            and kind
+            and issubclass(base, kind)
         ):
             body = {
                 '__module__': module,
                 '__doc__': base.__doc__,
-                'plugin_positions': path[1] == 'backbones',
+                'plugin_positions': folder == 'backbones',
             }
             cls = pluggable(type(base.__name__, (Pluggable, base), body))
             classes[name] = cls
