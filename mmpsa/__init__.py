@@ -19,9 +19,8 @@ __all__ = [
 # Python imports a package before it runs it by `python -m`, and sys.argv[0]
 # is '-m' meanwhile. `python -m mmpsa` has to say why the import below fails,
 # so it does it itself. (Python 3.8 and 3.9 do not tell what they run.)
-if sys.argv[:1] != ['-m'] or '-m mmpsa' not in ' '.join(
-    getattr(sys, 'orig_argv', ())
-):
+_argv = getattr(sys, 'orig_argv', [])
+if sys.argv[:1] != ['-m'] or ('-m', 'mmpsa') not in zip(_argv, _argv[1:]):
     from .compatibility import (
         allow_checkpoint_classes,
         check_versions,

@@ -99,3 +99,20 @@ def test_answers_where_the_import_fails(stubs, said, tmp_path):
     assert said in result.stdout
     assert lines_of(result)['Python'].startswith(sys.version.split()[0])
     assert 'Traceback' not in result.stdout + result.stderr
+
+
+def test_another_package_run_by_python_m_gets_all_of_mmpsa(tmp_path):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine/__init__.py').write_text('import mmpsa')
+    (tmp_path / 'mine/__main__.py').write_text(
+        'import mmpsa; print(mmpsa.PSA.__name__)'
+    )
+    root = Path(__main__.__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, '-m', 'mine'],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(root)),
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == 'PolarizedSelfAttention\n', result.stderr
