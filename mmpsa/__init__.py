@@ -25,6 +25,7 @@ if sys.argv[:1] != ['-m'] or ('-m', 'mmpsa') not in zip(_argv, _argv[1:]):
         allow_checkpoint_classes,
         check_versions,
         installed_codebases,
+        warn_of_import,
     )
 
     check_versions()
@@ -37,7 +38,10 @@ if sys.argv[:1] != ['-m'] or ('-m', 'mmpsa') not in zip(_argv, _argv[1:]):
     from .psa import PolarizedSelfAttention
 
     for _codebase in installed_codebases():
-        register_models(_codebase)
+        try:
+            register_models(_codebase)
+        except (ImportError, AssertionError) as _error:
+            warn_of_import(_codebase, _error)
 
     # So that type='mmpsa.PSA' names the block as type='PSA' does.
     PSA = PolarizedSelfAttention

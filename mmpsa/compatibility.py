@@ -1,58 +1,163 @@
 """What the package needs of the ecosystem around it."""
 
-from importlib import import_module
+import runpy
+import sys
+import warnings
+from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from pickle import UnpicklingError
-from typing import List
+from typing import List, Optional
 
-import numpy as np
-import torch
-from mmengine.logging import HistoryBuffer
-from mmengine.utils import digit_version
+try:
+    import mmengine.runner.checkpoint
+    import numpy as np
+    import torch
+    from mmengine.logging import HistoryBuffer
+    from mmengine.utils import digit_version
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f'mmpsa needs torch and mmengine, and there is no {error.name}. '
+        "Install torch for your machine, then mmengine: pip install 'mmengine"
+        ">=0.10.0,<0.11.0', or pip install onedl-mmengine, its fork",
+        name=error.name,
+    ) from error
 
 # torch.compiler is what older ones lack.
 OLDEST_TORCH = '2.1'
-# First version tested, first version not tested.
+# Oldest that works, first version not tested; forks go by the same numbers.
 VERSIONS = {
     'mmengine': ('0.10.0', '0.11.0'),
-    'mmcv': ('2.1.0', '2.2.0'),
+    'mmcv': ('2.1.0', '2.4.0'),
     'mmpose': ('1.3.0', '1.4.0'),
-    'mmseg': ('1.2.2', '1.3.0'),
-    'mmdet': ('3.0.0', '3.4.0'),
-    'mmpretrain': ('1.2.0', '1.3.0'),
+    'mmseg': ('1.2.2', '1.5.0'),
+    'mmdet': ('3.0.0', '3.6.0'),
+    'mmpretrain': ('1.2.0', '1.4.0'),
 }
 CODEBASES = ('mmpose', 'mmseg', 'mmdet', 'mmpretrain')
+# Distributions that bring the same package.
+DISTRIBUTIONS = {
+    'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
+}
+INSTALL_MMCV = (
+    "pip install 'mmcv>=2.1.0,<2.2.0', or, from a checkout of mmpsa, "
+    'python requirements/build_mmcv.py, which takes a minute'
+)
+
+
+def installed_version(package: str) -> Optional[str]:
+    """The version of a package of OpenMMLab or its forks, not importing it.
+
+    Args:
+        package (str): The name that it is imported by.
+
+    Returns:
+        str or None: None if it is not installed.
+    """
+    if package in sys.modules:
+        return sys.modules[package].__version__
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:  # a folder of that name at most
+        return None
+    # Forks look theirs up there, so it takes more than reading.
+    version = Path(spec.origin).with_name('version.py')
+    return runpy.run_path(str(version))['__version__']
 
 
 def installed_codebases() -> List[str]:
-    """Those of ``CODEBASES`` that are installed."""
-    return [name for name in CODEBASES if find_spec(name)]
+    """Those of ``CODEBASES`` that are installed and new enough."""
+    return [
+        name
+        for name in CODEBASES
+        if (version := installed_version(name)) is not None
+        and digit_version(version) >= digit_version(VERSIONS[name][0])
+    ]
 
 
 def check_versions() -> None:
-    """Refuse a torch that is too old, OpenMMLab packages that are untested.
+    """Refuse what cannot work, warn of what is not tested.
 
     Raises:
-        ImportError: If torch is older than ``OLDEST_TORCH``, or if mmengine,
-            mmcv or an installed codebase lies outside its range in
-            ``VERSIONS``.
+        ImportError: If torch, mmengine or mmcv is too old. mmcv may be
+            absent.
     """
     if digit_version(torch.__version__) < digit_version(OLDEST_TORCH):
         raise ImportError(
-            f'mmpsa works with torch >={OLDEST_TORCH}; '
-            f'torch {torch.__version__} is installed'
+            f'mmpsa works with torch >={OLDEST_TORCH}, and torch '
+            f'{torch.__version__} is installed; '
+            f"pip install 'torch>={OLDEST_TORCH}'"
         )
-    # mmengine and mmcv first: the codebases assert theirs at import.
-    for name in ('mmengine', 'mmcv', *installed_codebases()):
-        version = import_module(name).__version__
-        low, high = VERSIONS[name]
-        if not (
-            digit_version(low) <= digit_version(version) < digit_version(high)
-        ):
-            raise ImportError(
-                f'mmpsa works with {name} >={low}, <{high}; '
-                f'{name} {version} is installed'
+    for name, (low, high) in VERSIONS.items():
+        version = installed_version(name)
+        if version is None:
+            continue
+        brought_by = [
+            distribution
+            for distribution in DISTRIBUTIONS.get(name, ())
+            if _is_distribution(distribution)
+        ]
+        if len(brought_by) > 1:
+            names = ' '.join(brought_by)
+            warnings.warn(
+                f'{" and ".join(brought_by)} are installed, and each writes '
+                f'its files over those of the other. Keep one: '
+                f'pip uninstall {names}; pip install the one you want',
+                stacklevel=2,
             )
+        if digit_version(version) < digit_version(low):
+            distribution = (brought_by or [name])[0]
+            remedy = (
+                f'{name} >={low} is needed, and {name} {version} is '
+                f"installed; pip install '{distribution}>={low}'"
+            )
+            if name not in CODEBASES:
+                raise ImportError(f'mmpsa cannot work: {remedy}')
+            warnings.warn(
+                f'mmpsa adds no plugins= to {name}: {remedy}', stacklevel=2
+            )
+        elif digit_version(version) >= digit_version(high):
+            warnings.warn(
+                f'mmpsa is tested with {name} >={low}, <{high}, and {name} '
+                f'{version} is installed',
+                stacklevel=2,
+            )
+
+
+def warn_of_import(codebase: str, error: Exception) -> None:
+    """Warn that an installed codebase does not import.
+
+    Args:
+        codebase (str): One of :data:`CODEBASES`.
+        error (Exception): What its import raised.
+    """
+    if find_spec('mmcv') is None:
+        remedy = f'It needs mmcv: {INSTALL_MMCV}'
+    elif 'MMCV==2.2' in str(error):
+        # Its limit is the version of mmcv that its authors knew.
+        limit = 'MMCV_MAX' if codebase == 'mmseg' else 'mmcv_maximum_version'
+        path = find_spec(codebase).origin
+        remedy = (
+            'mmcv 2.2 serves it if you raise the limit that it has: '
+            f'sed -i "s/^{limit} = .*/{limit} = \'2.3.0\'/" {path}'
+        )
+    else:
+        remedy = f'See why: python -c "import {codebase}"'
+    warnings.warn(
+        f'mmpsa adds no plugins= to {codebase}, which does not import: '
+        f'{error} {remedy}',
+        stacklevel=2,
+    )
+
+
+def _is_distribution(name):
+    try:
+        return bool(metadata.distribution(name))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def allow_checkpoint_classes() -> None:
@@ -63,6 +168,9 @@ def allow_checkpoint_classes() -> None:
     :class:`mmengine.logging.HistoryBuffer`.
     """
     if digit_version(torch.__version__) < digit_version('2.6.0'):
+        return
+    # The fork of mmengine allows its own; both would name one ``getattr``.
+    if hasattr(mmengine.runner.checkpoint, 'get_torch_safe_globals'):
         return
     codes = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?'
     scalar = np.float64(0).__reduce__()[0]

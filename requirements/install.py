@@ -36,7 +36,7 @@ STACKS = {
         '.venv',
         'mmcv',
         # mim finds no editable installs but those that setuptools makes.
-        'setup.py -q develop --no-deps',
+        '-W ignore setup.py -q develop --no-deps',
         ('mmpsa/version.py', 'mmpsa/ops/csrc'),
     ),
     'onedl': Stack(

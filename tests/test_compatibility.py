@@ -3,6 +3,9 @@
 import pickle
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 import mmengine
 import numpy as np
@@ -30,23 +33,153 @@ def python(code, hidden=()):
     )
 
 
-@pytest.mark.parametrize('name', compatibility.VERSIONS)
-@pytest.mark.parametrize('side', [0, 1])
-def test_refuses_untested_versions(name, side, monkeypatch):
-    module = pytest.importorskip(name)
-    low, high = compatibility.VERSIONS[name]
-    assert digit_version(low) <= digit_version(module.__version__)
+def test_versions_are_read_without_importing():
+    code = (
+        'import sys\n'
+        'from mmpsa import compatibility as c\n'
+        'for name in c.VERSIONS:\n'
+        '    sys.modules.pop(name, None)\n'
+        '    print(name, c.installed_version(name), name in sys.modules)'
+    )
+    result = python(code)
+    lines = [
+        f'{name} {import_module(name).__version__} False'
+        for name in compatibility.VERSIONS
+        if find_spec(name)
+    ]
+    assert [
+        line for line in result.stdout.splitlines() if 'None' not in line
+    ] == lines, result.stderr
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Makes a package that is found in the place of an installed one."""
+
+    def make(name, version):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / name).mkdir()
+        (tmp_path / f'{name}/__init__.py').write_text('raise RuntimeError')
+        (tmp_path / f'{name}/version.py').write_text(
+            f'def version():\n    return {version!r}\n'
+            '__version__ = version()\n'
+        )
+
+    return make
+
+
+def test_forks_look_their_version_up(package):
+    package('mmseg', '1.4.2')
+    assert compatibility.installed_version('mmseg') == '1.4.2'
+
+
+def test_a_folder_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / 'mmnothing').mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert compatibility.installed_version('mmnothing') is None
+
+
+def test_installed_versions_are_tested_ones(recwarn):
     compatibility.check_versions()
-    monkeypatch.setattr(module, '__version__', ('0.0.1', high)[side])
-    with pytest.raises(ImportError, match=f'{name} >={low}, <{high}; {name}'):
+    assert not [str(w.message) for w in recwarn]
+
+
+@pytest.mark.parametrize('name', compatibility.VERSIONS)
+def test_untested_is_a_warning(name, package):
+    low, high = compatibility.VERSIONS[name]
+    package(name, high)
+    with pytest.warns(
+        UserWarning, match=f'{name} >={low}, <{high}, and {name} {high} is'
+    ):
         compatibility.check_versions()
+
+
+@pytest.mark.parametrize('name', ['mmengine', 'mmcv'])
+def test_what_cannot_work_is_refused_with_the_remedy(name, package):
+    package(name, '0.0.1')
+    low = compatibility.VERSIONS[name][0]
+    with pytest.raises(
+        ImportError,
+        match=f"{name} >={low} is needed.* 0.0.1 .*; pip install '.*>={low}'",
+    ):
+        compatibility.check_versions()
+
+
+@pytest.mark.parametrize('name', compatibility.CODEBASES)
+def test_an_old_codebase_is_left_alone(name, package):
+    package(name, '0.30.0')
+    with pytest.warns(UserWarning, match=f"no plugins= to {name}: .*'.*>="):
+        compatibility.check_versions()
+    assert name not in compatibility.installed_codebases()
+
+
+def test_two_distributions_of_one_package(monkeypatch):
+    monkeypatch.setattr(compatibility, '_is_distribution', lambda name: True)
+    with pytest.warns(
+        UserWarning, match='pip uninstall mmengine mmengine-lite onedl-mmen'
+    ):
+        compatibility.check_versions()
+
+
+@pytest.mark.parametrize(
+    'codebase, limit',
+    [('mmseg', 'MMCV_MAX'), ('mmdet', 'mmcv_maximum_version')],
+)
+def test_a_codebase_that_refuses_mmcv_22(codebase, limit, tmp_path):
+    """The command of the warning makes it accept that mmcv."""
+    path = Path(find_spec(codebase).origin)
+    copy = tmp_path / path.name
+    copy.write_text(path.read_text())
+    with pytest.warns(UserWarning) as warned:
+        compatibility.warn_of_import(
+            codebase, AssertionError('MMCV==2.2.0 is used but incompatible.')
+        )
+    (message,) = [str(w.message) for w in warned]
+    assert f'no plugins= to {codebase}, ' in message
+    command = message[message.index('sed -i') :].replace(str(path), str(copy))
+    subprocess.run(command, shell=True, check=True)
+    assert f"{limit} = '2.2.0'" in path.read_text()
+    assert f"{limit} = '2.3.0'" in copy.read_text()
 
 
 @pytest.mark.parametrize('version', ['1.13.1+cu117', '2.0.1'])
 def test_refuses_old_torch(version, monkeypatch):
     monkeypatch.setattr(torch, '__version__', version)
-    with pytest.raises(ImportError, match=r'torch >=2.1; torch .* installed'):
+    with pytest.raises(ImportError, match=r"pip install 'torch>=2.1'"):
         compatibility.check_versions()
+
+
+@pytest.mark.parametrize('name', ['torch', 'mmengine'])
+def test_what_is_missing_is_named(name):
+    result = python('import mmpsa', hidden=(name,))
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith(
+        f'ImportError: mmpsa needs torch and mmengine, and there is no {name}'
+    )
+    assert 'pip install' in error
+
+
+def test_block_without_mmcv():
+    code = (
+        'import mmpsa, torch, sys\n'
+        'print(mmpsa.PSA(4)(torch.ones(1, 4, 2, 2)).shape)\n'
+        'plugin = dict(cfg=dict(type="PSA"), position="after_stage")\n'
+        'class Backbone(torch.nn.Module):\n'
+        '    def __init__(self):\n'
+        '        super().__init__()\n'
+        '        self.layer1 = torch.nn.Conv2d(3, 8, 1)\n'
+        '        self.layer2 = torch.nn.Conv2d(8, 8, 1)\n'
+        '    def forward(self, x):\n'
+        '        return self.layer2(self.layer1(x))\n'
+        'mmpsa.insert_plugins(Backbone(), [plugin])\n'
+    )
+    result = python(code, hidden=('mmcv',))
+    assert 'torch.Size([1, 4, 2, 2])' in result.stdout, result.stderr
+    assert 'ImportError: plugins are built by mmcv' in result.stderr
+    # The codebases are there, and do not import without it.
+    for name in compatibility.installed_codebases():
+        assert f'no plugins= to {name}, ' in result.stderr
 
 
 LOADED = (

@@ -13,8 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 import mmpsa
+from mmpsa.compatibility import DISTRIBUTIONS, OLDEST_TORCH, VERSIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'requirements'
@@ -85,9 +87,29 @@ class TestRequirements:
             assert 'chumpy' in dropped
             assert not dropped & set(locked(stack))
 
+    @pytest.mark.parametrize(
+        'name', ['openmmlab', 'onedl', 'pose', 'seg', 'pretrain']
+    )
+    def test_ranges_are_within_those_of_the_import(self, name):
+        packages = {
+            distribution: package
+            for package, names in DISTRIBUTIONS.items()
+            for distribution in names
+        }
+        for wanted in requirements(name):
+            package = packages.get(wanted.name, wanted.name)
+            if package in VERSIONS:
+                lowest, highest = map(Version, VERSIONS[package])
+                low, high = sorted(
+                    Version(s.version) for s in wanted.specifier
+                )
+                assert lowest <= low < high <= highest, wanted
+
     def test_runtime_names_no_distribution_that_has_a_fork(self):
         names = {wanted.name for wanted in requirements('runtime')}
         assert names == {'torch'}
+        (torch,) = requirements('runtime')
+        assert str(torch.specifier) == f'>={OLDEST_TORCH}'
 
 
 class TestPackage:

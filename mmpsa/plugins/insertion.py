@@ -12,10 +12,11 @@ import logging
 from typing import List, NamedTuple, Sequence
 
 import torch
-from mmcv.cnn import build_plugin_layer
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
+
+from mmpsa.compatibility import INSTALL_MMCV
 
 from .initialisation import protect_initialisation
 from .sites import Site, Sites
@@ -115,6 +116,13 @@ def _build_all(entries, sites) -> List[_Insertion]:
 
 def _build(entry, site):
     """Build one plugin layer and its name."""
+    try:
+        from mmcv.cnn import build_plugin_layer
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'plugins are built by mmcv, which is not installed: '
+            f'{INSTALL_MMCV}'
+        ) from error
     cfg = copy.deepcopy(dict(entry.cfg))
     postfix = cfg.pop('postfix', '')
     scope = cfg.pop('_scope_', None)
