@@ -4,9 +4,9 @@ Of each codebase that is installed: its source package, which pip fetches, or a
 checkout that the command line names. Its tests test the code beside them.
 Ends with status 1 when anything differs.
 
-Those tests import backbones from upstream's modules, past the registry. In the
-second run mmpsa's classes stand there too, so that they are what is tested:
-this file is the pytest plugin that puts them there.
+Those tests import backbones, necks and heads from upstream's modules, past the
+registry. In the second run mmpsa's classes stand there too, so that they are
+what is tested: this file is the pytest plugin that puts them there.
 """
 
 import argparse
@@ -29,14 +29,14 @@ TESTS = 'tests/test_models'
 
 
 def pytest_configure():
-    """With mmpsa: its backbones, wherever upstream's are imported from."""
+    """With mmpsa: its classes, wherever upstream's are imported from."""
     from mmpsa.compatibility import installed_codebases
 
     for codebase in installed_codebases():
-        replace_backbones(codebase)
+        replace_classes(codebase)
 
 
-def replace_backbones(codebase):
+def replace_classes(codebase):
     """Have upstream's modules hand out mmpsa's classes to who imports them.
 
     Upstream's own functions go on seeing upstream's classes, which many of

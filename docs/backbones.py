@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 
 import mmpsa  # noqa: F401
 from mmpsa.compatibility import CODEBASES
-from mmpsa.plugins.sites import Sites, why_none
+from mmpsa.plugins.sites import Sites, Stage, why_none
 from mmpsa.plugins.validation import BLOCK_POSITIONS, POSITIONS
 
 FOLDER = Path(__file__).parent
@@ -65,13 +65,18 @@ def row_of(codebase, cfg):
         return ['?', *'?' * len(POSITIONS), f'not tried: {error}']
     sites, cells, reasons = Sites(backbone), [], []
     for position in POSITIONS:
-        stages = sites.at(position)
+        try:
+            stages = sites.at(position)
+        except AttributeError:  # sparse networks need more than pictures
+            title = type(backbone).__name__
+            stages = [Stage(reason=f'{title} does not run on pictures')]
         if any(stage.sites for stage in stages):
             cells.append(_cell([bool(stage.sites) for stage in stages]))
         else:
             cells.append('–')
             if position not in BLOCK_POSITIONS:
-                reasons.append(f'`{position}`: {why_none(stages)}')
+                reason, *_ = why_none(stages).split(': ')
+                reasons.append(f'`{position}`: {reason}')
     names = sites.stages
     stages = f'{len(names)}, `{names[0][0]}` …' if names else '–'
     return [stages, *cells, '; '.join(reasons)]

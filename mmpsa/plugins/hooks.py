@@ -28,7 +28,12 @@ def run_in_block(block: nn.Module, anchor: Anchor, name: str):
 
 
 def run_after_module(
-    host: nn.Module, module: str, name: str, path: str, in_channels: int
+    host: nn.Module,
+    module: str,
+    name: str,
+    path: str,
+    in_channels: int,
+    norm: str = '',
 ):
     """Let the host's descendant ``name`` run on what a module returns.
 
@@ -38,18 +43,21 @@ def run_after_module(
         name (str): Name of the plugin in ``host``.
         path (str): What errors call the module.
         in_channels (int): The width that the plugin was built for.
+        norm (str): Name in ``host`` of the norm that conv-bn fusion would
+            draw into the module, past the plugin. Default: none.
     """
-    if not module:
+    if module:
+        hooks = _hooks_of(host)
+        if module not in hooks:
+            hooks[module] = ModuleHook(host, module, path, norm)
+        hook = hooks[module]
+    else:
         for hook in host._forward_hooks.values():
             if isinstance(hook, ModuleHook) and hook.host is host:
                 break
         else:
-            hook = ModuleHook(host, '', path)
+            hook = ModuleHook(host, module, path, norm)
             host.register_forward_hook(hook)
-    else:
-        hook = _hooks_of(host).setdefault(
-            module, ModuleHook(host, module, path)
-        )
     hook.names.append(name)
     hook.widths.append(in_channels)
 
@@ -128,10 +136,22 @@ class BlockHook:
 class ModuleHook(BlockHook):
     """Runs plugins on the N×C×H×W map that a module returns."""
 
-    def __init__(self, host: nn.Module, module: str, path: str):
+    def __init__(self, host: nn.Module, module: str, path: str, norm: str):
         super().__init__(host, module, after=True)
         self.path = path
+        self.norm = norm
         self.widths = []
+
+    def attach(self):
+        super().attach()
+        if self.norm and isinstance(
+            attrgetter(self.norm)(self.host), nn.Identity
+        ):
+            raise RuntimeError(
+                f'{self.path} has been fused with the norm after it, but the '
+                f'plugin {self.names[0]} stands between them: do not fuse '
+                'this model'
+            )
 
     def __call__(self, module, args, output):
         for name, width in zip(self.names, self.widths):

@@ -20,6 +20,7 @@ from mmpsa.compatibility import INSTALL_MMCV
 
 from .initialisation import protect_initialisation
 from .sites import Site, Sites
+from .usage import watch
 from .validation import Entry, PluginsError, validate
 
 # What a wrong cfg raises. Anything else is a mistake in the plugin's code,
@@ -91,6 +92,7 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
     for new in added:
         new.site.add(new.name, new.layer)
     protect_initialisation(module, [new.layer for new in added])
+    watch(module, {new.path: new.layer for new in added})
     _log(module, entries, added)
     return [new.path for new in added]
 

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .blocks import NATIVE, positions_of
 from .hooks import run_after_module, run_in_block, run_natively, run_on_map
@@ -174,7 +175,31 @@ class ModuleSite(Site):
             '.'.join((*self._names, name)),
             self._name,
             self.in_channels,
+            self._norm,
         )
+
+    @property
+    def _norm(self):
+        """What mmcv's ``fuse_conv_bn`` would put into a convolution."""
+        *around, name = self._module or ['']
+        if not isinstance(
+            self._host.get_submodule('.'.join(self._module)), nn.Conv2d
+        ):
+            return ''
+        siblings = self._host.get_submodule('.'.join(around))._modules
+        later = list(siblings)[list(siblings).index(name) + 1 :]
+        for sibling in later:
+            if isinstance(siblings[sibling], _BatchNorm):
+                return '.'.join((*around, sibling))
+            if isinstance(siblings[sibling], nn.Conv2d):
+                break
+        return ''
+
+
+def followed(plugin: str) -> str:
+    """The name of the module (or position) that a plugin follows."""
+    *path, _ = plugin.split('.')
+    return '.'.join(name for name in path if name != AFTER_MODULE)
 
 
 def _is_container(module):
@@ -392,17 +417,17 @@ class Sites:
         if not getattr(self._root, 'plugin_positions', True):
             raise PluginsError(f'{where} is not known; {remedy}')
         try:
-            widths = self._widths_of_all[name]
-        except KeyError:
-            raise PluginsError(
-                f'{where} is not known: it does not run, or differs from '
-                f'run to run; {remedy}'
-            ) from None
+            widths = self._widths_of_all.get(name, [])
         except ValueError as error:
             raise PluginsError(
                 f'{where} is not known: {error}; {remedy}'
             ) from error.__cause__
-        if len(widths) != 1:
+        if not widths:
+            raise PluginsError(
+                f'{where} is not known: it returns no N×C×H×W map of fixed '
+                f'width where {self._title} runs on pictures; {remedy}'
+            )
+        if len(widths) > 1:
             raise PluginsError(
                 f"{entry.where}['modules']: {name} returns {len(widths)} "
                 'N×C×H×W maps, a plugin takes one; name another module'

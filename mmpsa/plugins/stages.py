@@ -1,7 +1,7 @@
 """The stages of a backbone, by the names that upstream gives them."""
 
 import re
-from typing import List
+from typing import List, Tuple
 
 from torch import nn
 
@@ -33,3 +33,22 @@ def find_stages(backbone: nn.Module) -> List[List[str]]:
         if isinstance(children.get(name), (nn.ModuleList, nn.Sequential))
     ]
     return numbered or [list(stage) for stage in zip(*lists)]
+
+
+def stage_of(module: nn.Module, name: str) -> Tuple[str, int]:
+    """Which stage a submodule is in, of ``module`` or a network inside it.
+
+    Returns:
+        tuple[str, int]: The name of what has stages, the stage's index; for
+        what is in no stage, the first component of its name and -1.
+    """
+    inner = name.split('.')
+    for i in range(len(inner)):
+        rest = '.'.join(inner[i:])
+        for n, stage in enumerate(find_stages(module)):
+            if f'{rest}.'.startswith(tuple(f'{part}.' for part in stage)):
+                return '.'.join(inner[:i]), n
+        module = module._modules.get(inner[i])
+        if module is None:
+            break
+    return inner[0], -1

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmpsa.plugins.sites import followed
+from mmpsa.plugins.stages import stage_of
 from mmpsa.plugins.validation import AFTER_STAGE
 from mmpsa.psa import PolarizedSelfAttention
 
@@ -62,9 +64,8 @@ def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
     model, last = _unwrap(model), {}
     for name, module in model.backbone.named_modules():
         if isinstance(module, PolarizedSelfAttention):
+            stage = stage_of(model.backbone, followed(name))
             *path, plugin = name.split('.')
-            # A stage is a name with a number, or an item of a list.
-            stage = tuple(path[: 1 if path[0][-1].isdigit() else 2])
             kind = plugin, AFTER_STAGE in path
             # The branches of HRNet differ in width.
             last[stage, kind, module.in_channels] = name, module

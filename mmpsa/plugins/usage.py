@@ -1,0 +1,62 @@
+"""Says which plugins took no part in the first training iteration."""
+
+import logging
+from typing import Dict
+from weakref import WeakKeyDictionary
+
+from mmengine.logging import print_log
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+# The plugins of each module, by name, until an optimizer has trained it.
+_waiting = WeakKeyDictionary()
+_handle = None
+
+
+def watch(module: nn.Module, layers: Dict[str, nn.Module]):
+    """Warn of plugins that no gradient reaches, once, by name.
+
+    The first step of an optimizer ends the iteration, whoever trains: all
+    optimizers of torch call the hook, until no module waits for it.
+
+    Args:
+        module (nn.Module): What has the plugins.
+        layers (dict[str, nn.Module]): The plugins, by name in ``module``.
+    """
+    global _handle
+    _waiting.setdefault(module, {}).update(layers)
+    if _handle is None:
+        _handle = register_optimizer_step_post_hook(_check)
+
+
+def _check(optimizer, args, kwargs):
+    global _handle
+    stepped = {
+        id(p)
+        for group in optimizer.param_groups
+        for p in group['params']
+        if p.grad is not None
+    }
+    for module in list(_waiting):
+        if any(id(p) in stepped for p in module.parameters()):
+            _warn(module, _waiting.pop(module))
+    if not _waiting:
+        _handle.remove()
+        _handle = None
+
+
+def _warn(module, layers):
+    missed = []
+    for name, layer in layers.items():
+        trained = [p for p in layer.parameters() if p.requires_grad]
+        if trained and all(p.grad is None for p in trained):
+            missed.append(name)
+    if missed:
+        print_log(
+            f'{len(missed)} plugins of {type(module).__name__} took no part '
+            f'in the first training iteration: {", ".join(missed)}. The '
+            'modules that they follow were not called, or what these returned '
+            'was not used.',
+            logger='current',
+            level=logging.WARNING,
+        )
