@@ -141,6 +141,18 @@ class TestFind:
         model.backbone = build_backbone(codebase, name, plugins=plugins)
         assert list(find_psa(model)) == names
 
+    def test_modules_by_name(self):
+        """Each in the stage of the module that it follows."""
+        modules = ['layer2', 'layer3.0.bn1', 'layer3.1', 'conv1']
+        plugins = [dict(cfg=dict(type='PSA'), modules=modules)]
+        model = nn.Module()
+        model.backbone = build_backbone('mmpose', 'ResNet18', plugins=plugins)
+        assert list(find_psa(model)) == [
+            'layer3.1.psa',
+            'after_module.layer2.psa',
+            'after_module.conv1.psa',
+        ]
+
     def test_inside_wrappers(self):
         model = build({})
         wrapped = nn.Module()

@@ -40,7 +40,7 @@ def stage_of(module: nn.Module, name: str) -> Tuple[str, int]:
 
     Returns:
         tuple[str, int]: The name of what has stages, the stage's index; for
-        what is in no stage, the first component of its name and -1.
+        what is in no stage, its own name and -1.
     """
     inner = name.split('.')
     for i in range(len(inner)):
@@ -51,4 +51,4 @@ def stage_of(module: nn.Module, name: str) -> Tuple[str, int]:
         module = module._modules.get(inner[i])
         if module is None:
             break
-    return inner[0], -1
+    return name, -1
