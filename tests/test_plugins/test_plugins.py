@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from inspect import signature
 
 import pytest
 import torch
@@ -291,7 +292,12 @@ def with_psa_and_probe(codebase, name, **kwargs):
     last = probe(last_position(name), 0.5)
     psa = dict(cfg=dict(type='PSA'), position='after_conv1')
     maps = [probe(p, 0.5) for p in ('after_stage', 'output')]
-    backbone = build(codebase, name, plugins=[psa, last, *maps], **kwargs)
+    named = dict(cfg=dict(type='Probe', factor=0.5), modules='layer1')
+    plugins = [psa, last, *maps, named]
+    backbone = build(codebase, name, plugins=plugins, **kwargs)
+    # what exporters read the names of the inputs from
+    theirs = upstream(codebase, name).forward
+    assert signature(backbone.forward) == signature(theirs)
     randomise(backbone)
     backbone.eval()
     return backbone
