@@ -10,6 +10,11 @@ from .blocks import POSITIONS, Anchor
 from .probing import apply_to_maps, is_map
 
 
+def is_container(module: nn.Module) -> bool:
+    """Whether a module may run whatever children it has."""
+    return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+
 def run_natively(block: nn.Module, position: str, name: str):
     """Let a block with upstream's own plugins run its child ``name``."""
     if not block.with_plugins:
@@ -167,7 +172,7 @@ class ModuleHook(BlockHook):
                         else ''
                     )
                 )
-            if self.module and any(module.children()):
+            if is_container(module):
                 # not in it, but switched with it, as in a frozen stage
                 if plugin.training != module.training:
                     plugin.train(module.training)

@@ -10,7 +10,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .blocks import NATIVE, positions_of
-from .hooks import run_after_module, run_in_block, run_natively, run_on_map
+from .hooks import (
+    is_container,
+    run_after_module,
+    run_in_block,
+    run_natively,
+    run_on_map,
+)
 from .probing import find_widths
 from .stages import find_stages
 from .validation import AFTER_STAGE, OUTPUT, Entry, PluginsError
@@ -144,11 +150,11 @@ class ModuleSite(Site):
         self._name = name
         outer, inner, host = name.split('.'), [], root.get_submodule(name)
         around = [host]
-        while outer and (_is_container(host) or not any(host.children())):
+        while outer and (is_container(host) or _is_single(host)):
             inner.insert(0, outer.pop())
             host = root.get_submodule('.'.join(outer))
             around.append(host)
-        if _is_container(host):
+        if is_container(host):
             raise ValueError(
                 f'nothing around {name} could have a plugin as a child and '
                 f'not run it by itself: {type(host).__name__} is a container'
@@ -158,7 +164,7 @@ class ModuleSite(Site):
         self.path = '.'.join((*outer, *self._names))
         # The layer itself may be a frozen norm in a block that is not, or
         # have no parameters.
-        self.like = around[0] if any(around[0].children()) else around[1]
+        self.like = around[_is_single(around[0])]
 
     @property
     def frozen(self):
@@ -202,8 +208,9 @@ def followed(plugin: str) -> str:
     return '.'.join(name for name in path if name != AFTER_MODULE)
 
 
-def _is_container(module):
-    return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+def _is_single(module):
+    """A layer that a runner may replace, as it does timm's norms too."""
+    return isinstance(module, _BatchNorm) or not any(module.children())
 
 
 def _add(module, name, layer):

@@ -165,6 +165,33 @@ def test_plugins_survive_what_runners_do(codebase):
         torch.testing.assert_close(a, b)
 
 
+class NormAct(nn.BatchNorm2d):
+    """As timm's: a norm with a child."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+def test_a_norm_with_children_may_be_replaced_too():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.norm = NormAct(4)
+
+        def forward(self, x):
+            return self.norm(self.conv(x))
+
+    block = Block()
+    names = insert_plugins(block, [probe('norm')])
+    assert names == ['after_module.norm.probe']
+    run(fuse_conv_bn(block.eval()), images())
+
+
 def test_fusion_past_a_plugin_is_an_error():
     """Between a convolution and its norm: fused, they would be one."""
     backbone = build('mmpose', 'ResNet18', plugins=[probe('layer1.0.conv2')])
