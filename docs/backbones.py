@@ -3,6 +3,7 @@
 import copy
 import sys
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 
 from mmengine.logging import MMLogger
@@ -24,7 +25,8 @@ codebases installed. A number after a name is a depth; a word, a kind of block.
 What the positions mean: [plugins.md](plugins.md).
 
 - ✓: in every stage (for `output`: at every map that the backbone returns).
-- `stages`: in those alone; the entry's `stages=` must leave the others out.
+- `stages`: in those alone; the entry's `stages=` must leave the others out. A
+  stage counts where some of its blocks have the position.
 - –: nowhere. In `after_conv…`, because the backbone has no residual blocks
   with such convolutions; elsewhere, the last column says why.
 
@@ -85,8 +87,16 @@ def row_of(codebase, cfg):
 def _cell(taken):
     if all(taken):
         return '✓'
-    numbers = [str(i + 1) for i, flag in enumerate(taken) if flag]
-    return f'stage{"s" * (len(numbers) > 1)} {", ".join(numbers)}'
+    numbers = [i + 1 for i, flag in enumerate(taken) if flag]
+    # consecutive numbers have the same distance from their place in the list
+    runs = [
+        [n for _, n in run]
+        for _, run in groupby(
+            enumerate(numbers), lambda pair: pair[1] - pair[0]
+        )
+    ]
+    spans = [f'{r[0]}–{r[-1]}' if len(r) > 1 else f'{r[0]}' for r in runs]
+    return f'stage{"s" * (len(numbers) > 1)} {", ".join(spans)}'
 
 
 if __name__ == '__main__':

@@ -1,33 +1,48 @@
-"""The positions in residual blocks."""
+"""The positions in the blocks of backbones."""
 
-from typing import Dict, NamedTuple, Optional
+from operator import attrgetter
+from typing import Dict, NamedTuple, Optional, Union
+
+from torch import nn
 
 
 class Anchor(NamedTuple):
-    """Where a position lies in a block."""
+    """Where a position lies in a block: at the output or input of a module."""
 
-    width: str  # the attribute that tells the plugin's in_channels
-    child: Optional[str]  # the plugin runs at this child's input, or …
-    after: bool = False  # … at its output; no child: see NATIVE
+    child: Optional[str]  # its dotted name in the block, or NATIVE
+    after: bool = True  # at its output
+    # The attribute of the block that has the number of channels, where the
+    # module has no such attribute itself.
+    width: Optional[str] = None
+
+
+def input_of(module: str) -> Anchor:
+    """The position at the input of a block's module.
+
+    Args:
+        module (str): The name of the module in the block. It must have
+            ``in_channels``.
+    """
+    return Anchor(module, after=False)
 
 
 POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
-# No child reads all of the position; the block has upstream's own plugins.
+# No module reads all of the position; the block has upstream's own plugins.
 NATIVE = None
 # After the last convolution and its norm comes the addition of the residual,
 # before the other convolutions comes whatever reads their ReLU.
 _BASIC_BLOCK = {
-    'after_conv1': Anchor('conv1.out_channels', 'conv2'),
-    'after_conv2': Anchor('conv2.out_channels', 'norm2', after=True),
+    'after_conv1': Anchor('conv2', False, 'conv1.out_channels'),
+    'after_conv2': Anchor('norm2', True, 'conv2.out_channels'),
 }
 _BOTTLENECK = {
-    'after_conv1': Anchor('conv1.out_channels', 'conv2'),
-    'after_conv2': Anchor('conv3.in_channels', 'conv3'),
-    'after_conv3': Anchor('conv3.out_channels', 'norm3', after=True),
+    'after_conv1': Anchor('conv2', False, 'conv1.out_channels'),
+    'after_conv2': Anchor('conv3', False),
+    'after_conv3': Anchor('norm3', True, 'conv3.out_channels'),
 }
 # conv2 is split into several, which read parts of conv1's output.
 _BOTTLE2NECK = dict(
-    _BOTTLENECK, after_conv1=Anchor('conv1.out_channels', NATIVE)
+    _BOTTLENECK, after_conv1=Anchor(NATIVE, width='conv1.out_channels')
 )
 # mmpretrain's is not NATIVE: it has no plugins of its own.
 _PLAIN_BOTTLE2NECK = {
@@ -35,41 +50,51 @@ _PLAIN_BOTTLE2NECK = {
 }
 # Two branches that both read the block's input: conv1-k1 and conv2-scconv.
 _SC_BOTTLENECK = {
-    'after_conv1': Anchor('conv1.out_channels', 'k1'),
-    'after_conv2': Anchor('conv2.out_channels', 'scconv'),
-    'after_conv3': Anchor('conv3.out_channels', 'norm3', after=True),
+    'after_conv1': Anchor('k1', False, 'conv1.out_channels'),
+    'after_conv2': Anchor('scconv', False, 'conv2.out_channels'),
+    'after_conv3': Anchor('norm3', True, 'conv3.out_channels'),
 }
+
+
+def _outputs(*modules):
+    """The positions at the outputs of modules, in order."""
+    return {name: Anchor(module) for name, module in zip(POSITIONS, modules)}
+
+
 # Convolution, norm and activation are one ConvModule.
-_TWO_MODULES = {
-    'after_conv1': Anchor('conv1.out_channels', 'conv1', after=True),
-    'after_conv2': Anchor('conv2.out_channels', 'conv2', after=True),
-}
-_THREE_MODULES = {
-    **_TWO_MODULES,
-    'after_conv3': Anchor('conv3.out_channels', 'conv3', after=True),
-}
+_TWO_MODULES = _outputs('conv1', 'conv2')
+_THREE_MODULES = _outputs('conv1', 'conv2', 'conv3')
 # The second or both are depthwise separable; CSPLayer gives a
 # DarknetBottleneck as many output channels as input channels.
 _DARKNET_BLOCK = {
-    'after_conv1': Anchor('conv1.out_channels', 'conv1', after=True),
-    'after_conv2': Anchor('conv1.in_channels', 'conv2', after=True),
+    'after_conv1': Anchor('conv1'),
+    'after_conv2': Anchor('conv2', width='conv1.in_channels'),
 }
 _CSPNEXT_BLOCK = {
-    'after_conv1': Anchor(
-        'conv2.depthwise_conv.in_channels', 'conv1', after=True
-    ),
-    'after_conv2': Anchor(
-        'conv2.pointwise_conv.out_channels', 'conv2', after=True
-    ),
+    'after_conv1': Anchor('conv1', width='conv2.depthwise_conv.in_channels'),
+    'after_conv2': Anchor('conv2', width='conv2.pointwise_conv.out_channels'),
 }
 # Its second convolution is a ladder of small ones, put together again.
 _RSB = {
-    'after_conv1': Anchor(
-        'conv_bn_relu1.out_channels', 'conv_bn_relu1', after=True
-    ),
-    'after_conv2': Anchor('conv_bn3.in_channels', 'conv_bn3'),
-    'after_conv3': Anchor('conv_bn3.out_channels', 'conv_bn3', after=True),
+    'after_conv1': Anchor('conv_bn_relu1'),
+    'after_conv2': Anchor('conv_bn3', False),
+    'after_conv3': Anchor('conv_bn3'),
 }
+# Expansion, depthwise convolution (before the block's own attention) and
+# projection; some have no expansion.
+_INVERTED = _outputs('expand_conv', 'depthwise_conv', 'linear_conv')
+_INVERTED_V2 = _outputs('conv.-3', 'conv.-2', 'conv.-1')
+_SHUFFLE_V1 = _outputs(
+    'g_conv_1x1_compress', 'depthwise_conv3x3_bn', 'g_conv_1x1_expand'
+)
+# The other branch is there in the first unit of a stage alone.
+_SHUFFLE_V2 = _outputs('branch2.0', 'branch2.1', 'branch2.2')
+# With fusion_type='add', the first includes the block's downsampling.
+_STDC = {
+    **_outputs('layers.0', 'layers.1', 'layers.2'),
+    'after_conv1': Anchor('layers.0', width='layers.1.in_channels'),
+}
+_UNET = _outputs('convs.0', 'convs.1', 'convs.2')
 # By the class that defines the block's forward: subclasses that keep it are
 # served, subclasses that read their layers in another order are not.
 _BLOCKS = {
@@ -82,32 +107,154 @@ _BLOCKS = {
     'mmdet.models.backbones.trident_resnet.TridentBottleneck': _BOTTLENECK,
     'mmdet.models.layers.csp_layer.CSPNeXtBlock': _CSPNEXT_BLOCK,
     'mmdet.models.layers.csp_layer.DarknetBottleneck': _DARKNET_BLOCK,
+    'mmdet.models.layers.inverted_residual.InvertedResidual': _INVERTED,
+    'mmpose.models.backbones.litehrnet.ShuffleUnit': _SHUFFLE_V2,
+    'mmpose.models.backbones.mobilenet_v2.InvertedResidual': _INVERTED_V2,
     'mmpose.models.backbones.resnest.Bottleneck': _BOTTLENECK,
     'mmpose.models.backbones.resnet.BasicBlock': _BASIC_BLOCK,
     'mmpose.models.backbones.resnet.Bottleneck': _BOTTLENECK,
     'mmpose.models.backbones.rsn.RSB': _RSB,
     'mmpose.models.backbones.scnet.SCBottleneck': _SC_BOTTLENECK,
     'mmpose.models.backbones.seresnet.SEBottleneck': _BOTTLENECK,
+    'mmpose.models.backbones.shufflenet_v1.ShuffleUnit': _SHUFFLE_V1,
+    'mmpose.models.backbones.shufflenet_v2.InvertedResidual': _SHUFFLE_V2,
+    'mmpose.models.backbones.utils.inverted_residual'
+    '.InvertedResidual': _INVERTED,
     'mmpose.models.backbones.vipnas_resnet.ViPNAS_Bottleneck': _BOTTLENECK,
     'mmpose.models.utils.csp_layer.CSPNeXtBlock': _CSPNEXT_BLOCK,
     'mmpose.models.utils.csp_layer.DarknetBottleneck': _DARKNET_BLOCK,
     'mmpretrain.models.backbones.cspnet.DarknetBottleneck': _TWO_MODULES,
+    'mmpretrain.models.backbones.efficientnet.EdgeResidual': _TWO_MODULES,
+    'mmpretrain.models.backbones.mobilenet_v2.InvertedResidual': _INVERTED_V2,
     'mmpretrain.models.backbones.res2net.Bottle2neck': _PLAIN_BOTTLE2NECK,
     'mmpretrain.models.backbones.resnest.Bottleneck': _BOTTLENECK,
     'mmpretrain.models.backbones.resnet.BasicBlock': _BASIC_BLOCK,
     'mmpretrain.models.backbones.resnet.Bottleneck': _BOTTLENECK,
     'mmpretrain.models.backbones.seresnet.SEBottleneck': _BOTTLENECK,
+    'mmpretrain.models.backbones.shufflenet_v1.ShuffleUnit': _SHUFFLE_V1,
+    'mmpretrain.models.backbones.shufflenet_v2.InvertedResidual': _SHUFFLE_V2,
+    'mmpretrain.models.utils.inverted_residual.InvertedResidual': _INVERTED,
     'mmseg.models.backbones.resnest.Bottleneck': _BOTTLENECK,
     'mmseg.models.backbones.resnet.BasicBlock': _BASIC_BLOCK,
     'mmseg.models.backbones.resnet.Bottleneck': _BOTTLENECK,
+    'mmseg.models.backbones.stdc.STDCModule': _STDC,
+    'mmseg.models.backbones.unet.BasicConvBlock': _UNET,
     'mmseg.models.utils.basic_block.BasicBlock': _TWO_MODULES,
     'mmseg.models.utils.basic_block.Bottleneck': _THREE_MODULES,
+    'mmseg.models.utils.inverted_residual.InvertedResidual': _INVERTED_V2,
+    'mmseg.models.utils.inverted_residual.InvertedResidualV3': _INVERTED,
 }
 
 
-def positions_of(block) -> Dict[str, Anchor]:
+def declare_block(block: type, **positions: Union[str, Anchor]) -> None:
+    """Say where the positions of a block of your own are.
+
+    ``mmpsa.declare_block(MyBlock, after_conv1='conv1', after_conv2='conv2')``
+    lets ``plugins=`` find every ``MyBlock`` in the stages of a backbone, with
+    subclasses that keep its ``forward``. A block that has no module of such a
+    name does not have that position.
+
+    Args:
+        block (type): The class of the block, a subclass of ``nn.Module``.
+        positions: For one or more of ``after_conv1``, ``after_conv2`` and
+            ``after_conv3`` the name of the block's module whose output the
+            plugins read and replace, or ``mmpsa.input_of(name)`` for its
+            input. In a dotted name, ``-1`` is the last of a Sequential. The
+            module must be called once in a forward, and tell its channels
+            as convolutions, norms and mmcv's ``ConvModule`` do (of a
+            Sequential, those that it contains).
+
+    Raises:
+        TypeError: If ``block`` is no module class or a position no name.
+        ValueError: If there is no position, or one that is not known.
+    """
+    if not (isinstance(block, type) and issubclass(block, nn.Module)):
+        raise TypeError(f'block must be a subclass of nn.Module, got {block}')
+    if not positions or not {*positions} <= {*POSITIONS}:
+        raise ValueError(
+            f'positions of {block.__name__} must be some of {POSITIONS}, '
+            f'got {tuple(positions)}'
+        )
+    anchors = {}
+    for position, anchor in positions.items():
+        if isinstance(anchor, str):
+            anchor = Anchor(anchor)
+        if not isinstance(anchor, Anchor) or not isinstance(anchor.child, str):
+            raise TypeError(
+                f"{position} of {block.__name__} must be a module's name or "
+                f'input_of a name, got {positions[position]!r}'
+            )
+        anchors[position] = anchor
+    _BLOCKS[_name_of(block)] = anchors
+
+
+def positions_of(block: nn.Module) -> Dict[str, Anchor]:
     """The positions that a module has, by name; none if it is no block."""
+    found = {}
+    for position, anchor in _anchors_of(block).items():
+        name = anchor.child
+        if name is not NATIVE:
+            name = _find(block, name)
+        if name is not None or anchor.child is NATIVE:
+            found[position] = anchor._replace(child=name)
+    return found
+
+
+def channels_at(block: nn.Module, anchor: Anchor) -> int:
+    """The number of channels at a position that a block has.
+
+    Raises:
+        ValueError: If the module at the position does not tell it.
+    """
+    if anchor.width is not None:
+        return attrgetter(anchor.width)(block)
+    module = block.get_submodule(anchor.child)
+    channels = _channels(module, anchor.after)
+    if channels is None:
+        raise ValueError(
+            f'{anchor.child!r} of {type(block).__name__}, a '
+            f'{type(module).__name__}, does not tell its number of channels: '
+            'declare the position at a convolution, a norm or a ConvModule'
+        )
+    return channels
+
+
+def _channels(module, after):
+    names = ('in_channels', 'num_features', 'num_channels')
+    if after:
+        names = ('out_channels', *names[1:])
+    for name in names:
+        if hasattr(module, name):
+            return getattr(module, name)
+    if isinstance(module, nn.Sequential):
+        parts = [_channels(part, after) for part in module]
+        known = [part for part in parts if part is not None]
+        if known:
+            return known[-1 if after else 0]
+    return None
+
+
+def _anchors_of(block):
     for cls in type(block).__mro__:
+        if _name_of(cls) in _BLOCKS:
+            return _BLOCKS[_name_of(cls)]
         if 'forward' in vars(cls):
-            return _BLOCKS.get(f'{cls.__module__}.{cls.__qualname__}', {})
+            break
     return {}
+
+
+def _name_of(cls):
+    return f'{cls.__module__}.{cls.__qualname__}'
+
+
+def _find(block, path):
+    """The name of a module in a block, counted from the front, or None."""
+    module, names = block, []
+    for name in path.split('.'):
+        if name.startswith('-'):
+            name = str(len(module) + int(name))
+        module = getattr(module, name, None)
+        if not isinstance(module, nn.Module):
+            return None
+        names.append(name)
+    return '.'.join(names)

@@ -3,13 +3,12 @@
 import re
 from difflib import get_close_matches
 from functools import cached_property
-from operator import attrgetter
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .blocks import NATIVE, positions_of
+from .blocks import NATIVE, channels_at, positions_of
 from .hooks import (
     is_container,
     run_after_module,
@@ -68,7 +67,7 @@ class BlockSite(Site):
         self.like = block
         self._position = position
         self._anchor = positions_of(block)[position]
-        self.in_channels = attrgetter(self._anchor.width)(block)
+        self.in_channels = channels_at(block, self._anchor)
 
     @property
     def frozen(self):
@@ -323,23 +322,20 @@ class Sites:
         return [self._blocks(names, position) for names in self.stages]
 
     def _blocks(self, names, position) -> Stage:
-        sites = []
+        sites, others = [], []
         for name in names:
             stage = self._root.get_submodule(name)
             for path, block in stage.named_modules(prefix=name):
                 positions = positions_of(block)
-                if positions and position not in positions:
-                    return Stage(
-                        reason=f'{path}, a {type(block).__name__}, has '
+                if position in positions:
+                    sites.append(BlockSite(path, block, position))
+                elif positions:
+                    others.append(
+                        f'{path}, a {type(block).__name__}, has '
                         f'{" and ".join(positions)}'
                     )
-                if positions:
-                    sites.append(BlockSite(path, block, position))
-        if sites:
-            return Stage(sites)
-        return Stage(
-            reason=f'{names[0]} has no residual blocks that are known'
-        )
+        none = f'{names[0]} has no blocks whose positions are known'
+        return Stage(sites, '' if sites else (others or [none])[0])
 
     def _maps(self, names, position) -> Stage:
         if getattr(self._root, 'rfp_inplanes', None):

@@ -58,26 +58,33 @@ def run(backbone, x):
 
 # They read no pictures, and nothing in them has the shape of a picture.
 NOWHERE = ('DSTFormer', 'TCN', 'V2VNet')
-MMPRETRAIN = [
-    pytest.param(
-        'mmpretrain',
-        name,
-        marks=pytest.mark.skipif(
-            find_spec('mmpretrain') is None,
-            reason='mmpretrain is not installed',
-        ),
+
+
+def of_mmpretrain(*names):
+    missing = pytest.mark.skipif(
+        find_spec('mmpretrain') is None, reason='mmpretrain is not installed'
     )
-    for name in (
-        'ConvNeXt',
-        'HRNet',
-        'Res2Net50',
-        'ResNet18',
-        'ResNet50',
-        'SEResNet50',
-        'SwinTransformer',
-        'VisionTransformer',
-    )
-]
+    return [pytest.param('mmpretrain', name, marks=missing) for name in names]
+
+
+MMPRETRAIN = of_mmpretrain(
+    'ConvNeXt',
+    'HRNet',
+    'Res2Net50',
+    'ResNet18',
+    'ResNet50',
+    'SEResNet50',
+    'SwinTransformer',
+    'VisionTransformer',
+)
+LIGHT_MMPRETRAIN = of_mmpretrain(
+    'EfficientNetV2',
+    'MobileNetV2',
+    'MobileNetV3',
+    'MobileViT',
+    'ShuffleNetV1',
+    'ShuffleNetV2',
+)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +215,6 @@ def add_residual(block, x, out):
     kind = type(block).__name__
     if getattr(block, 'downsample', None):
         x = block.downsample(x)
-    if kind == 'EdgeResidual':
-        return x + out if block.with_residual else out
     if kind in ('CSPNeXtBlock', 'DarknetBottleneck'):
         return x + out if block.add_identity else out
     if kind == 'ResBlock':
@@ -233,7 +238,6 @@ def add_residual(block, x, out):
         ('mmseg', 'ResNeSt50'),
         ('mmdet', 'CSPNeXt'),
         ('mmdet', 'Darknet'),
-        ('mmdet', 'EfficientNet-es'),
         ('mmdet', 'HRNet'),
         ('mmdet', 'Res2Net50'),
         ('mmdet', 'ResNeSt50'),
@@ -273,6 +277,133 @@ def test_where_plugins_run_in_blocks(codebase, name):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
         tested += 1
     assert tested >= 3
+
+
+def light_forward(block, x, plug):
+    """What a block of a mobile or light network computes with plugins."""
+    kind = type(block).__name__
+    if kind == 'ShuffleUnit' and hasattr(block, 'groups'):
+        out = plug(block.g_conv_1x1_compress(x), 'after_conv1')
+        out = plug(block.depthwise_conv3x3_bn(out), 'after_conv2')
+        out = torch.nn.functional.channel_shuffle(out, block.groups)
+        out = plug(block.g_conv_1x1_expand(out), 'after_conv3')
+        if block.combine == 'add':
+            return block.act(x + out)
+        return torch.cat([block.avgpool(x), block.act(out)], 1)
+    if hasattr(block, 'branch2'):
+        kept, out = x.chunk(2, 1) if block.stride == 1 else (x, x)
+        for i, module in enumerate(block.branch2):
+            out = plug(module(out), f'after_conv{i + 1}')
+        if block.stride > 1:
+            kept = block.branch1(kept)
+        out = torch.cat([kept, out], 1)
+        return torch.nn.functional.channel_shuffle(out, 2)
+    if kind == 'STDCModule':
+        first = plug(block.layers[0](x), 'after_conv1')
+        out = first
+        if block.stride == 2 and block.fusion_type == 'cat':
+            first = block.skip(first)
+            out = block.downsample(out)
+        parts = [first]
+        for i, module in enumerate(block.layers[1:]):
+            out = plug(module(out), f'after_conv{i + 2}')
+            parts.append(out)
+        out = torch.cat(parts, 1)
+        if block.fusion_type == 'cat':
+            return out
+        return out + (block.skip(x) if block.stride == 2 else x)
+    if kind == 'BasicConvBlock':
+        for i, module in enumerate(block.convs):
+            x = plug(module(x), f'after_conv{i + 1}')
+        return x
+    if kind == 'EdgeResidual':
+        out = plug(block.conv1(x), 'after_conv1')
+        out = block.se(out) if block.with_se else out
+        out = plug(block.conv2(out), 'after_conv2')
+        return x + out if block.with_residual else out
+    assert kind.startswith('InvertedResidual')
+    if hasattr(block, 'conv'):
+        *expand, depthwise, linear = block.conv
+        residual, attend = block.use_res_connect, torch.nn.Identity()
+    else:
+        expand = [block.expand_conv] if block.with_expand_conv else []
+        depthwise, linear = block.depthwise_conv, block.linear_conv
+        residual = block.with_res_shortcut
+        attend = block.se if block.with_se else torch.nn.Identity()
+    out = x
+    for module in expand:
+        out = plug(module(out), 'after_conv1')
+    out = attend(plug(depthwise(out), 'after_conv2'))
+    out = plug(linear(out), 'after_conv3')
+    return x + out if residual else out
+
+
+@pytest.mark.parametrize(
+    'codebase, name, kwargs',
+    [
+        ('mmpose', 'LiteHRNet-naive', {}),
+        ('mmpose', 'MobileNetV2', {}),
+        ('mmpose', 'MobileNetV3', {}),
+        ('mmpose', 'ShuffleNetV1', {}),
+        ('mmpose', 'ShuffleNetV2', {}),
+        ('mmpose', 'ViPNAS_MobileNetV3', {}),
+        ('mmseg', 'MobileNetV2', {}),
+        ('mmseg', 'MobileNetV3', {}),
+        ('mmseg', 'STDCNet', {}),
+        ('mmseg', 'STDCNet', dict(bottleneck_type='add')),
+        ('mmseg', 'UNet', {}),
+        ('mmdet', 'EfficientNet', {}),
+        ('mmdet', 'EfficientNet-es', {}),
+        ('mmdet', 'MobileNetV2', {}),
+        *(
+            pytest.param(*x.values, {}, marks=x.marks)
+            for x in LIGHT_MMPRETRAIN
+        ),
+    ],
+)
+def test_where_plugins_run_in_light_blocks(codebase, name, kwargs):
+    """Each block, on what it reads there, against its forward written out."""
+    plain = evaluated(randomise(build(codebase, name, **kwargs)))
+    backbone = copy.deepcopy(plain)
+    entries = [e for e in takes(backbone) if e['position'] in IN_BLOCKS]
+    for entry in entries:
+        entry['cfg']['factor'] = FACTORS[entry['position']]
+    names = insert_plugins(backbone, entries)
+    bare = dict(plain.named_modules())
+    seen = {}
+    blocks = {n.rpartition('.')[0]: {} for n in names}
+    # the keys are those of the block's children
+    for path in blocks:
+        blocks[path] = {
+            p: f for p, f in FACTORS.items() if f'{path}.probe{p}' in names
+        }
+        bare[path].register_forward_pre_hook(
+            lambda block, args: seen.__setitem__(block, args[0].clone())
+        )
+    plain(images())
+    modules = dict(backbone.named_modules())
+    assert len(seen) == len(blocks) >= 3
+    for path, factors in blocks.items():
+        x = seen[bare[path]]
+        expected = light_forward(
+            bare[path], x.clone(), lambda x, p: x * factors.get(p, 1.0)
+        )
+        torch.testing.assert_close(modules[path](x), expected)
+
+
+def test_a_block_without_expansion_has_no_first_position():
+    """The first stage of MobileNetV2; in mixed stages it is passed over."""
+    backbone = build('mmpose', 'MobileNetV2')
+    entry = probe('after_conv1')
+    with pytest.raises(
+        ValueError, match='layer1.0, a InvertedResidual, has after_conv2 and'
+    ):
+        insert_plugins(backbone, [entry])
+    backbone.layer2.append(backbone.layer1[0])
+    names = insert_plugins(
+        backbone, [dict(entry, stages=[False, True] + [False] * 5)]
+    )
+    assert names == [f'layer2.{i}.probeafter_conv1' for i in range(2)]
 
 
 @pytest.mark.parametrize(
