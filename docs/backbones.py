@@ -10,6 +10,7 @@ from mmengine.logging import MMLogger
 
 import mmpsa  # noqa: F401
 from mmpsa.compatibility import CODEBASES
+from mmpsa.plugins.blocks import modules_instead
 from mmpsa.plugins.sites import Sites, Stage, why_none
 from mmpsa.plugins.validation import BLOCK_POSITIONS, POSITIONS
 
@@ -27,8 +28,9 @@ What the positions mean: [plugins.md](plugins.md).
 - ✓: in every stage (for `output`: at every map that the backbone returns).
 - `stages`: in those alone; the entry's `stages=` must leave the others out. A
   stage counts where some of its blocks have the position.
-- –: nowhere. In `after_conv…`, because the backbone has no residual blocks
-  with such convolutions; elsewhere, the last column says why.
+- –: nowhere. In `after_conv…`, because the backbone has no blocks with such
+  convolutions; the last column has the `modules=` that names its blocks
+  instead, where they return maps. Elsewhere, the last column says why.
 
 The second column has the number of stages, the flags of `stages=`, and the
 first of them. `output` has a flag for each map instead, as many as
@@ -79,6 +81,9 @@ def row_of(codebase, cfg):
             if position not in BLOCK_POSITIONS:
                 reason, *_ = why_none(stages).split(': ')
                 reasons.append(f'`{position}`: {reason}')
+    pattern = modules_instead(backbone)
+    if pattern and set(cells[: len(BLOCK_POSITIONS)]) == {'–'}:
+        reasons.append(f"blocks: `modules='{pattern}'`")
     names = sites.stages
     stages = f'{len(names)}, `{names[0][0]}` …' if names else '–'
     return [stages, *cells, '; '.join(reasons)]

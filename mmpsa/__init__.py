@@ -12,6 +12,8 @@ __all__ = [
     'PSA',
     'PolarizedSelfAttention',
     '__version__',
+    'declare_block',
+    'input_of',
     'insert_plugins',
     'pluggable',
 ]
@@ -34,7 +36,12 @@ if sys.argv[:1] != ['-m'] or ('-m', 'mmpsa') not in zip(_argv, _argv[1:]):
     # They register a hook, and mmpsa://.
     from . import visualization, zoo  # noqa: F401
     from .codebases import register_models
-    from .plugins import insert_plugins, pluggable
+    from .plugins import (
+        declare_block,
+        input_of,
+        insert_plugins,
+        pluggable,
+    )
     from .psa import PolarizedSelfAttention
 
     for _codebase in installed_codebases():

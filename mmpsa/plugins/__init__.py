@@ -1,4 +1,5 @@
+from .blocks import declare_block, input_of
 from .insertion import insert_plugins
 from .pluggable import pluggable
 
-__all__ = ['insert_plugins', 'pluggable']
+__all__ = ['declare_block', 'input_of', 'insert_plugins', 'pluggable']

@@ -179,7 +179,8 @@ def declare_block(block: type, **positions: Union[str, Anchor]) -> None:
     for position, anchor in positions.items():
         if isinstance(anchor, str):
             anchor = Anchor(anchor)
-        if not isinstance(anchor, Anchor) or not isinstance(anchor.child, str):
+        child = getattr(anchor, 'child', None)
+        if not (isinstance(child, str) and child):
             raise TypeError(
                 f"{position} of {block.__name__} must be a module's name or "
                 f'input_of a name, got {positions[position]!r}'
@@ -198,6 +199,17 @@ def positions_of(block: nn.Module) -> Dict[str, Anchor]:
         if name is not None or anchor.child is NATIVE:
             found[position] = anchor._replace(child=name)
     return found
+
+
+def describe_positions(block: nn.Module) -> str:
+    """What positions a module has, or ``''`` if it is no block."""
+    positions = positions_of(block)
+    if positions:
+        return f'has {" and ".join(positions)}'
+    return ' and '.join(
+        f'has no module {anchor.child!r} for {position}'
+        for position, anchor in _anchors_of(block).items()
+    )
 
 
 def channels_at(block: nn.Module, anchor: Anchor) -> int:
@@ -258,3 +270,51 @@ def _find(block, path):
             return None
         names.append(name)
     return '.'.join(names)
+
+
+# What to name where the blocks of a backbone have no positions, by the class.
+MODULES_INSTEAD = {
+    'AlexNet': 'features.[147]',
+    'BiSeNetV1': 'context_path.backbone.layer*.*',
+    'BiSeNetV2': 'semantic.stage[345].*',
+    'CGNet': 'level*.*',
+    'CPM': 'cpm_stages.*.model.*',
+    'Conformer': 'conv_trans_*.fusion_block',
+    'ConvMixer': 'stages.*.*',
+    'ConvNeXt': 'stages.*.*',
+    'DenseNet': 'stages.*.block.*',
+    'ERFNet': 'encoder.*',
+    'EdgeNeXt': 'stages.*.*',
+    'EfficientFormer': 'network.[012].*.mlp',
+    'FastSCNN': 'global_feature_extractor.bottleneck*.*',
+    'HorNet': 'stages.*.*',
+    'HourglassAENet': 'hourglass_modules.**.low1',
+    'ICNet': 'backbone.layer*.*',
+    'InceptionV3': 'Mixed_*',
+    'LeNet5': 'features.[14]',
+    'LiteHRNet': 'stage*.*.layers.*.depthwise_convs.*',
+    'MSCAN': 'block*.*.attn',
+    'MixVisionTransformer': '**.ffn.layers',
+    'MobileOne': 'stage*.*',
+    'PoolFormer': 'network.*.*',
+    'PyramidVig': 'stages.*.*.1',
+    'PyramidVisionTransformer': '**.ffn.layers',
+    'PyramidVisionTransformerV2': '**.ffn.layers',
+    'RIFormer': 'network.*.*',
+    'RepLKNet': 'stages.*.blocks.*',
+    'RepMLPNet': 'stages.*.*',
+    'RepVGG': 'stage_*.*',
+    'SSDVGG': 'features.*',
+    'STDCContextPathNet': 'backbone.stages.*.*',
+    'VAN': 'blocks*.*',
+    'VGG': 'features.*',
+    'Vig': 'blocks.*',
+}
+
+
+def modules_instead(backbone: nn.Module) -> Optional[str]:
+    """The pattern of ``modules=`` that names a backbone's blocks, if known.
+
+    For upstream's backbones whose blocks have no positions and return maps.
+    """
+    return MODULES_INSTEAD.get(type(backbone).__name__)

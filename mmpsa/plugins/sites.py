@@ -8,7 +8,13 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .blocks import NATIVE, channels_at, positions_of
+from .blocks import (
+    NATIVE,
+    channels_at,
+    describe_positions,
+    modules_instead,
+    positions_of,
+)
 from .hooks import (
     is_container,
     run_after_module,
@@ -18,7 +24,7 @@ from .hooks import (
 )
 from .probing import find_widths
 from .stages import find_stages
-from .validation import AFTER_STAGE, OUTPUT, Entry, PluginsError
+from .validation import AFTER_STAGE, OUTPUT, POSITIONS, Entry, PluginsError
 
 AFTER_MODULE = 'after_module'
 
@@ -268,16 +274,19 @@ class Sites:
         if not any(stage.sites for stage in stages):
             raise PluginsError(
                 f"{entry.where}['position']: {self._title} takes no plugin "
-                f'{entry.position}: {why_none(stages)}; modules can be named: '
-                f'{self._remedy}'
+                f'{entry.position}: {why_none(stages)}; it has '
+                f'{self._positions}; modules can be named: {self._remedy}'
             )
         flags = self._flags(entry, len(stages))
+        having = tuple(
+            flag and bool(stage.sites) for flag, stage in zip(flags, stages)
+        )
         for n, (flag, stage) in enumerate(zip(flags, stages)):
             if flag and not stage.sites:
                 raise PluginsError(
                     f"{entry.where}['stages'] has stage {n + 1} of "
                     f'{len(stages)}, which takes no plugin {entry.position}: '
-                    f'{stage.reason}'
+                    f'{stage.reason}; leave it out: stages={having}'
                 )
         return [
             site
@@ -306,7 +315,20 @@ class Sites:
         return type(self._root).__name__
 
     @property
+    def _positions(self):
+        """Those that some stage of the backbone has."""
+        found = [
+            position
+            for position in POSITIONS
+            if any(stage.sites for stage in self.at(position))
+        ]
+        return ', '.join(found) or 'no positions'
+
+    @property
     def _remedy(self):
+        pattern = modules_instead(self._root)
+        if pattern:
+            return f'modules={pattern!r}'
         children = [name for name, _ in named_modules(self._root)]
         return f"modules='…', of which it has {_enumerate(children)}"
 
@@ -326,13 +348,12 @@ class Sites:
         for name in names:
             stage = self._root.get_submodule(name)
             for path, block in stage.named_modules(prefix=name):
-                positions = positions_of(block)
-                if position in positions:
+                if position in positions_of(block):
                     sites.append(BlockSite(path, block, position))
-                elif positions:
+                elif describe_positions(block):
                     others.append(
-                        f'{path}, a {type(block).__name__}, has '
-                        f'{" and ".join(positions)}'
+                        f'{path}, a {type(block).__name__}, '
+                        f'{describe_positions(block)}'
                     )
         none = f'{names[0]} has no blocks whose positions are known'
         return Stage(sites, '' if sites else (others or [none])[0])

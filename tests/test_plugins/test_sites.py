@@ -2,14 +2,18 @@
 
 import copy
 import pickle
+import re
 from importlib.util import find_spec
 
 import pytest
 import torch
 from helpers import EVERY, Probe, build, images, randomise, upstream
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from small_backbones import BACKBONES
 
 from mmpsa import insert_plugins
+from mmpsa.plugins.blocks import MODULES_INSTEAD
+from mmpsa.plugins.probing import find_widths
 from mmpsa.plugins.sites import Sites
 from mmpsa.plugins.validation import POSITIONS
 
@@ -554,3 +558,54 @@ def test_stages_without_blocks_are_named():
     only = (True, False, False, False)
     insert_plugins(backbone, [probe('after_conv1', stages=only)])
     run(backbone, images())
+
+
+def named_instead():
+    """Those whose blocks are named by a pattern in the table."""
+    for codebase, backbones in BACKBONES.items():
+        missing = pytest.mark.skipif(
+            find_spec(codebase) is None, reason=f'{codebase} is not installed'
+        )
+        for name, cfg in backbones.items():
+            if cfg['type'] in MODULES_INSTEAD:
+                yield pytest.param(codebase, name, marks=missing)
+
+
+@pytest.mark.parametrize('codebase, name', named_instead())
+def test_patterns_of_the_table_match_and_run(codebase, name):
+    backbone = build(codebase, name)
+    pattern = MODULES_INSTEAD[type(backbone).__name__]
+    if name == 'LiteHRNet-naive':  # its other blocks have positions
+        return
+    with pytest.raises(ValueError, match=re.escape(f'modules={pattern!r}')):
+        insert_plugins(backbone, [probe('after_conv1')])
+    names = insert_plugins(
+        backbone, [dict(cfg=dict(type='Probe'), modules=pattern)]
+    )
+    # with fewer, the pattern would name no blocks
+    assert len(names) >= 2
+    # runs it at a size that it takes; every plugin must run
+    assert set(find_widths(backbone, names)) == set(names)
+
+
+def test_a_missing_position_names_those_there_are():
+    with pytest.raises(
+        ValueError,
+        match='UNet takes no plugin after_conv3: .* it has after_conv1, after_'
+        "conv2, after_stage, output; modules can be named: modules='…', of "
+        'which it has encoder',
+    ):
+        insert_plugins(build('mmseg', 'UNet'), [probe('after_conv3')])
+    with pytest.raises(ValueError, match=r'it has no positions'):
+        insert_plugins(build('mmpose', 'TCN'), [probe('after_conv3')])
+
+
+def test_stages_to_write_are_said():
+    with pytest.raises(
+        ValueError, match=r'leave it out: stages=\(False, True, True, False\)'
+    ):
+        flags = [False, True, True, True]
+        insert_plugins(
+            build('mmpose', 'ShuffleNetV2'),
+            [probe('after_conv1', stages=flags)],
+        )
