@@ -111,6 +111,15 @@ def _twins(name, **kwargs):
     )
 
 
+def _timm(name):
+    return dict(
+        type='TIMMBackbone',
+        model_name=name,
+        features_only=True,
+        pretrained=False,
+    )
+
+
 _RELU = dict(type='ReLU')
 _STDC = dict(
     type='STDCNet',
@@ -252,7 +261,7 @@ BACKBONES = {
             'SVT', sr_ratios=[4, 2, 1, 1], windiow_sizes=[2, 2, 2, 2]
         ),
         'SwinTransformer': _swin(),
-        'TIMMBackbone': dict(type='TIMMBackbone', model_name='resnet18'),
+        'TIMMBackbone': _timm('resnet18'),
         'UNet': dict(type='UNet', base_channels=4),
         'VisionTransformer': _vit('VisionTransformer'),
         'VPD': dict(
@@ -413,7 +422,7 @@ BACKBONES = {
             embed_dims=8,
             layer_cfgs=dict(num_heads=2, feedforward_channels=8),
         ),
-        'TIMMBackbone': dict(type='TIMMBackbone', model_name='resnet18'),
+        'TIMMBackbone': _timm('resnet18'),
         'TNT': dict(type='TNT', arch='s'),
         'TinyViT': dict(
             type='TinyViT', arch='5m', gap_before_final_norm=False

@@ -4,7 +4,7 @@ from itertools import count
 from operator import attrgetter
 from typing import List
 
-from torch import nn
+from torch import Tensor, nn
 
 from .blocks import POSITIONS, Anchor
 from .probing import apply_to_maps, is_map
@@ -134,7 +134,7 @@ class BlockHook:
 
     def run(self, x):
         for name in self.names:
-            x = attrgetter(name)(self.host)(x)
+            x = run_plugin(attrgetter(name)(self.host), x)
         return x
 
 
@@ -176,8 +176,20 @@ class ModuleHook(BlockHook):
                 # not in it, but switched with it, as in a frozen stage
                 if plugin.training != module.training:
                     plugin.train(module.training)
-            output = plugin(output)
+            output = run_plugin(plugin, output)
         return output
+
+
+def run_plugin(plugin: nn.Module, x: Tensor) -> Tensor:
+    """What a plugin makes of a map, which must have the map's shape."""
+    output = plugin(x)
+    if getattr(output, 'shape', None) != x.shape:
+        raise ValueError(
+            f'the plugin {plugin.plugin_path}, a {type(plugin).__name__}, '
+            f'returns {_describe(output)} for {_describe(x)}; a plugin must '
+            'keep the shape'
+        )
+    return output
 
 
 def _describe(output):
@@ -208,7 +220,7 @@ class MapHook:
                 index = str(next(indices))
                 if index in plugins:
                     for layer in plugins[index].values():
-                        x = layer(x)
+                        x = run_plugin(layer, x)
             return x
 
         return apply_to_maps(run, output)

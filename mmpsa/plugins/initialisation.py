@@ -1,8 +1,10 @@
 """Plugins keep their own initialisation."""
 
 import copy
+import logging
 
-from mmengine.model import update_init_info
+import torch
+from mmengine.logging import print_log
 
 
 def protect_initialisation(root, layers):
@@ -49,20 +51,99 @@ class InitWeights:
             while own:
                 layer, state_dict = own.pop()
                 layer.load_state_dict(state_dict)
-                if hasattr(layer, '_params_init_info'):
-                    update_init_info(
-                        layer,
-                        init_info='Initialized by the plugin '
-                        f'{type(layer).__name__} itself ',
-                    )
+                _record(layer)
+
+        def dump():
+            restore()
+            type(root)._dump_init_info(root)
 
         handle = root._register_load_state_dict_pre_hook(restore)
+        # before whatever reads the weights that are there
+        root._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
+        # mmengine writes its log before this returns
+        root._dump_init_info = dump
         try:
             upstream(root, *args, **kwargs)
         finally:
             handle.remove()
+            del root._dump_init_info
         restore()
+
+
+def _record(layer):
+    """Tell mmengine's initialisation log where the weights come from."""
+    infos = getattr(layer, '_params_init_info', {})
+    for parameter in layer.parameters():
+        if parameter in infos:
+            infos[parameter].update(
+                init_info='Initialized by the plugin '
+                f'{type(layer).__name__} itself ',
+                tmp_mean_value=parameter.data.mean().cpu(),
+            )
 
 
 def _nothing(root):
     """A module without ``init_weights``."""
+
+
+def report_missing_weights(root, layers):
+    """Let ``root`` say which plugins a checkpoint has no weights for.
+
+    Args:
+        root (nn.Module): What the plugins are in.
+        layers (dict[str, int]): Their names in it, and their ``in_channels``.
+    """
+    for hook in root._load_state_dict_pre_hooks.values():
+        hook = getattr(hook, 'hook', hook)
+        if isinstance(hook, MissingWeights):
+            hook.layers.update(layers)
+            return
+    root._register_load_state_dict_pre_hook(MissingWeights(root, layers))
+
+
+class MissingWeights:
+    """Says, before a state dict is loaded, which plugins it lacks."""
+
+    def __init__(self, root, layers):
+        self.root = root
+        self.layers = layers
+
+    def __call__(self, state_dict, prefix, *_):
+        if not any(key.startswith(prefix) for key in state_dict):
+            return
+        missing = [
+            name
+            for name in self.layers
+            if self.root.get_submodule(name).state_dict()
+            and not any(
+                key.startswith(f'{prefix}{name}.') for key in state_dict
+            )
+        ]
+        if not missing:
+            return
+        identities = all(
+            is_identity(self.root.get_submodule(name), self.layers[name])
+            for name in missing
+        )
+        print_log(
+            f'The state dict has no weights for {len(missing)} plugins in '
+            f'this {type(self.root).__name__} (the first is {missing[0]}): '
+            'they start from their own initialisation, '
+            + (
+                'as the identity: the network computes what it did'
+                if identities
+                else 'which is not the identity: the network computes '
+                'something else than the one that was saved, until it is '
+                'trained. Start the plugins as the identity, where they can'
+            ),
+            logger='current',
+            level=logging.INFO if identities else logging.WARNING,
+        )
+
+
+@torch.no_grad()
+def is_identity(layer, in_channels):
+    """Whether a plugin returns a test input unchanged."""
+    x = torch.linspace(-1, 1, in_channels * 64).view(1, -1, 8, 8)
+    x = x.to(next(layer.parameters(), x))
+    return torch.equal(layer(x), x)

@@ -9,16 +9,21 @@ blocks stay upstream's.
 
 import copy
 import logging
+from difflib import get_close_matches
 from typing import List, NamedTuple, Sequence
 
-import torch
 from mmengine.logging import print_log
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
 
 from mmpsa.compatibility import INSTALL_MMCV
 
-from .initialisation import protect_initialisation
+from .initialisation import (
+    is_identity,
+    protect_initialisation,
+    report_missing_weights,
+)
 from .sites import Site, Sites
 from .usage import watch
 from .validation import Entry, PluginsError, validate
@@ -85,14 +90,23 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
             a width is not known, a name is taken, or a plugin cannot be
             built. The module is unchanged then.
     """
+    if isinstance(module, BaseModel):
+        raise PluginsError(
+            f'{type(module).__name__} is a whole model; pass the part that '
+            'the plugins go into, as in insert_plugins(model.backbone, …)'
+        )
     entries = validate(plugins)
     added = _build_all(entries, Sites(module))
     for new in added:
         _fit(new, module)
     for new in added:
         new.site.add(new.name, new.layer)
+        new.layer.plugin_path = f'{new.path} in {type(module).__name__}'
     protect_initialisation(module, [new.layer for new in added])
     watch(module, {new.path: new.layer for new in added})
+    report_missing_weights(
+        module, {new.path: new.site.in_channels for new in added}
+    )
     _log(module, entries, added)
     return [new.path for new in added]
 
@@ -144,7 +158,7 @@ def _build(entry, site):
 def _class_of(entry, registry):
     kind = entry.cfg['type']
     if isinstance(kind, type):
-        return kind
+        return _no_network(entry, kind)
     try:
         found = registry.get(kind)
     except Exception as error:  # what a path in a name leads to
@@ -152,11 +166,33 @@ def _class_of(entry, registry):
             f"{entry.where}['cfg'] cannot be built from type={kind!r}: {error}"
         ) from error
     if found is None:
+        names = {}  # by what is compared
+        scopes = registry
+        while scopes is not None:
+            names.update({name.lower(): name for name in scopes.module_dict})
+            scopes = scopes.parent
+        like = [
+            names[name]
+            for name in get_close_matches(kind.lower(), names, 5, 0.7)
+        ]
         raise PluginsError(
             f"{entry.where}['cfg'] cannot be built from type={kind!r}, "
-            f'which is not registered under the scope {registry.scope!r}'
+            f'which is not registered under the scope {registry.scope!r}; '
+            f'names like it: {", ".join(like) or "none"}. A plugin of your '
+            'own is registered when its module is imported: '
+            "custom_imports = dict(imports=['my_module'])"
         )
-    return found
+    return _no_network(entry, found)
+
+
+def _no_network(entry, cls):
+    if hasattr(cls, 'plugin_positions') or issubclass(cls, BaseModel):
+        raise PluginsError(
+            f"{entry.where}['cfg']['type'] must be a plugin, a layer that "
+            f'returns a map of the shape that it reads; {cls.__name__} is a '
+            'network that takes plugins itself'
+        )
+    return cls
 
 
 def _fit(new, module):
@@ -175,6 +211,13 @@ def _log(module, entries, added):
     title = type(module).__name__
     for entry in entries:
         mine = [new for new in added if new.entry is entry]
+        if not mine:
+            print_log(
+                f"{entry.where}['stages'] are all False: nothing is inserted",
+                logger='current',
+                level=logging.WARNING,
+            )
+            continue
         num_params = sum(
             p.numel() for new in mine for p in new.layer.parameters()
         )
@@ -191,7 +234,8 @@ def _log(module, entries, added):
         stuck = [
             new.path
             for new in mine
-            if new.site.frozen and not _is_identity(new)
+            if new.site.frozen
+            and not is_identity(new.layer, new.site.in_channels)
         ]
         if stuck:
             print_log(
@@ -203,11 +247,3 @@ def _log(module, entries, added):
                 logger='current',
                 level=logging.WARNING,
             )
-
-
-@torch.no_grad()
-def _is_identity(new):
-    """Whether a frozen plugin returns a test input unchanged."""
-    x = torch.linspace(-1, 1, new.site.in_channels * 64).view(1, -1, 8, 8)
-    x = x.to(next(new.layer.parameters(), x))
-    return torch.equal(new.layer(x), x)

@@ -114,12 +114,14 @@ class MapSite(Site):
         while type(self._host).forward is nn.Sequential.forward:
             # not a single layer: runners replace norm layers
             inner = [
-                (f'{name}.{child}', module)
+                (f'{name}.{child}'.lstrip('.'), module)
                 for child, module in self._host.named_children()
                 if any(module.children())
             ]
             if not inner:
-                raise ValueError(f'{name} is a Sequential of single layers')
+                raise ValueError(
+                    f'{name or "it"} is a Sequential of single layers'
+                )
             name, self._host = inner[-1]
         self.path = f'{name}.{position}.{index}'.lstrip('.')
 
@@ -263,6 +265,13 @@ class Sites:
                 its ``stages`` are no flags of the module's, if a pattern
                 matches nothing, or a width is not known.
         """
+        for name, module in named_modules(self._root):
+            if getattr(module, 'output_fmt', None) == 'NHWC':  # timm's
+                raise PluginsError(
+                    f'{entry.where}: {name} of this {self._title}, a '
+                    f'{type(module).__name__}, computes N×H×W×C maps; '
+                    'plugins take N×C×H×W'
+                )
         if entry.patterns:
             return self._named(entry)
         if not getattr(self._root, 'plugin_positions', True):

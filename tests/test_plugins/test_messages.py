@@ -1,0 +1,176 @@
+"""What a user is told: mistakes named where they are made, starts said."""
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+from helpers import build, images, upstream
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmpsa import PSA, insert_plugins
+
+
+def entry(position='after_conv1', **cfg):
+    return dict(cfg=dict(dict(type='Probe'), **cfg), position=position)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """Level and text of each line that the engine logs."""
+    lines = []
+
+    def print_log(message, logger=None, level=logging.INFO):
+        lines.append((level, message))
+
+    for module in ('insertion', 'initialisation'):
+        monkeypatch.setattr(f'mmpsa.plugins.{module}.print_log', print_log)
+    return lines
+
+
+@MODELS.register_module()
+class Halving(nn.Conv2d):
+    def __init__(self, in_channels):
+        super().__init__(in_channels, in_channels, 1, stride=2)
+
+
+@pytest.mark.parametrize(
+    'kind, like', [('psa', 'PSA'), ('Porbe', 'Probe'), ('mmseg.Prob', 'none')]
+)
+def test_a_type_that_is_not_registered(kind, like):
+    with pytest.raises(
+        ValueError, match=f"{kind}'.*names like it: .*{like}.*custom_imports"
+    ):
+        insert_plugins(build('mmpose', 'ResNet18'), [entry(type=kind)])
+
+
+@pytest.mark.parametrize('position', ['after_conv1', 'after_stage', 'output'])
+def test_a_plugin_that_changes_the_shape(position):
+    backbone = build('mmpose', 'ResNet18')
+    insert_plugins(backbone, [entry(position, type=Halving)])
+    with pytest.raises(
+        ValueError, match='plugin .*halving in ResNet, a Halving, returns a t'
+    ):
+        backbone(images())
+
+
+def test_a_plugin_that_changes_the_shape_of_a_module():
+    backbone = build('mmpose', 'ResNet18')
+    insert_plugins(
+        backbone, [dict(cfg=dict(type='Halving'), modules='layer1.*')]
+    )
+    with pytest.raises(
+        ValueError, match='plugin layer1.0.halving in ResNet, a Halving, ret'
+    ):
+        backbone(images())
+
+
+def test_a_network_is_no_plugin():
+    with pytest.raises(ValueError, match='a plugin.* ResNet is a network'):
+        insert_plugins(
+            build('mmpose', 'ResNet18'),
+            [entry(type='ResNet', depth=18, _scope_='mmpose')],
+        )
+
+
+def test_a_whole_model_is_refused():
+    class Model(BaseModel):
+        def forward(self, inputs):
+            return inputs
+
+    with pytest.raises(ValueError, match=r'Model is a whole model; .*backb'):
+        insert_plugins(Model(), [entry()])
+
+
+def test_stages_that_are_all_false(log):
+    backbone = build('mmpose', 'ResNet18')
+    assert insert_plugins(backbone, [dict(entry(), stages=[False] * 4)]) == []
+    assert log == [
+        (
+            logging.WARNING,
+            "plugins[0]['stages'] are all False: nothing is inserted",
+        )
+    ]
+
+
+def test_a_sequential_is_not_blank():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    with pytest.raises(
+        ValueError, match='takes no plugin output: it is a Sequential of sing'
+    ):
+        insert_plugins(layers, [entry('output')])
+    nested = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU()))
+    with pytest.raises(ValueError, match=' 1 is a Sequential of single'):
+        insert_plugins(nested, [entry('output')])
+
+
+@pytest.mark.parametrize('top', [True, False])
+def test_the_initialisation_log(top, tmp_path, monkeypatch):
+    """It names the plugin for each of its parameters, zeros too."""
+    backbone = build(
+        'mmpose', 'HRNet', plugins=[entry(type='PSA', identity_init=True)]
+    )
+    root = backbone
+    if not top:
+
+        class Model(BaseModel):
+            def __init__(self):
+                super().__init__()
+                self.backbone = backbone
+
+            def forward(self, inputs):
+                return inputs
+
+        root = Model()
+    written = {}
+
+    def dump(module):
+        for name, p in module.named_parameters():
+            written[name] = module._params_init_info[p]['init_info']
+
+    monkeypatch.setattr('mmengine.model.BaseModule._dump_init_info', dump)
+    root.init_weights()
+    assert '_dump_init_info' not in vars(backbone)
+    own = [info for name, info in written.items() if '.psa.' in name]
+    assert len(own) > 100
+    assert {*own} == {
+        'Initialized by the plugin PolarizedSelfAttention itself '
+    }
+    assert any('NormalInit' in info for info in written.values())
+
+
+@pytest.mark.parametrize(
+    'cfg, level, said',
+    [
+        (dict(identity_init=True), logging.INFO, 'as the identity: the n'),
+        ({}, logging.WARNING, 'not the identity: the network computes some'),
+    ],
+)
+@pytest.mark.parametrize('way', ['load', 'pretrained', 'copied'])
+def test_loading_weights_without_plugins(cfg, level, said, way, log, tmp_path):
+    saved = upstream('mmpose', 'HRNet').state_dict()
+    file = tmp_path / 'saved.pth'
+    torch.save(saved, file)
+    kwargs = {}
+    if way == 'pretrained':
+        kwargs['init_cfg'] = dict(type='Pretrained', checkpoint=str(file))
+    backbone = build(
+        'mmpose', 'HRNet', plugins=[entry(type='PSA', **cfg)], **kwargs
+    )
+    if way == 'copied':
+        backbone = pickle.loads(pickle.dumps(copy.deepcopy(backbone)))
+    log.clear()
+    if way == 'pretrained':
+        backbone.init_weights()
+    else:
+        backbone.load_state_dict(saved, strict=False)
+    ((logged, line),) = log
+    assert logged == level and said in line
+    count = sum(type(m) is PSA for m in backbone.modules())
+    assert f'no weights for {count} plugins in this HRNet' in line
+    log.clear()
+    backbone.load_state_dict(backbone.state_dict())
+    assert not log
