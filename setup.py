@@ -64,8 +64,8 @@ def extensions():
     except ImportError:
         return {}
     extension = CppExtension(
-        'mmpsa.ops._cpp_passes',
-        ['mmpsa/ops/csrc/cpp_passes.cpp'],
+        'mmpsa.ops._C',
+        ['mmpsa/ops/csrc/autograd.cpp', 'mmpsa/ops/csrc/cpu.cpp'],
         extra_compile_args=['-O3', '-fopenmp', *VECTORISE],
         extra_link_args=['-fopenmp'],
         optional=True,

@@ -7,7 +7,15 @@ from mmengine.model import BaseModule, constant_init, kaiming_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmpsa.ops import Masks, check_backend, masks, polarized_self_attention
+from mmpsa.ops import (
+    Masks,
+    Spec,
+    Weights,
+    check_backend,
+    choose_backend,
+    masks,
+    polarized_self_attention,
+)
 
 LAYOUTS = {
     'paper': ('parallel', 'sequential', 'channel', 'spatial'),
@@ -180,10 +188,68 @@ class PolarizedSelfAttention(BaseModule):
         self.reset_parameters()
         super().init_weights()
 
+    @property
+    def spec(self) -> Spec:
+        """What it computes, besides its weights."""
+        return Spec(self.variant, self.layout, self.mask_scale)
+
+    @property
+    def weights(self) -> Weights:
+        """The weights by the operator's names."""
+        if self.variant == 'official':
+            return self._official_weights()
+        channel = spatial = ()
+        if self.layout != 'spatial':
+            channel = self.ch_wq, self.ch_wv, self.ch_wz, self.ln
+        if self.layout != 'channel':
+            spatial = self.sp_wq, self.sp_wv
+        skipped = () if channel else (None,) * 8
+        tensors = (
+            tensor
+            for layer in (*channel, *spatial)
+            for tensor in (layer.weight, layer.bias)
+        )
+        return Weights(*skipped, *tensors)
+
+    def _official_weights(self):
+        up = self.conv_up
+        if self.layout == 'parallel':
+            ends = dict(ch_wz=up.weight)
+        else:
+            first, norm, _, last = up
+            ends = dict(
+                ch_wz=first.weight,
+                ch_bz=first.bias,
+                ln_weight=norm.weight,
+                ln_bias=norm.bias,
+                ch_wu=last.weight,
+                ch_bu=last.bias,
+            )
+        return Weights(
+            ch_wq=self.conv_q_right.weight,
+            ch_wv=self.conv_v_right.weight,
+            sp_wq=self.conv_q_left.weight,
+            sp_wv=self.conv_v_left.weight,
+            **ends,
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """N×C×H×W to N×C×H×W, of the same dtype."""
         self._check_input(x)
-        return polarized_self_attention(self, x)
+        return polarized_self_attention(
+            x, self.weights, self.spec, self.backend
+        )
+
+    def served_by(self, x: Tensor) -> str:
+        """The backend that would compute this, without computing it.
+
+        Args:
+            x (Tensor): N×C×H×W.
+
+        Returns:
+            str: One of :data:`mmpsa.ops.BACKENDS`.
+        """
+        return choose_backend(x, self.weights, self.spec, self.backend)
 
     def masks(self, x: Tensor) -> Masks:
         """The masks that :meth:`forward` gates ``x`` with, in float32.
@@ -193,7 +259,7 @@ class PolarizedSelfAttention(BaseModule):
             the layout has no such mask; float64 for a float64 input.
         """
         self._check_input(x)
-        return masks(self, x)
+        return masks(x, self.weights, self.spec)
 
     def _check_input(self, x):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
@@ -206,15 +272,29 @@ class PolarizedSelfAttention(BaseModule):
         if self.mask_scale != 1:
             scale = torch.tensor(self.mask_scale)
             destination[prefix + 'mask_scale'] = scale
+        # Beside the keys, which stay those of the re-implementation.
+        metadata = getattr(destination, '_metadata', None)
+        if metadata is not None:
+            record = metadata.setdefault(prefix[:-1], {})
+            record.update(variant=self.variant, layout=self.layout)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict, prefix, metadata, *args):
+        for name in ('variant', 'layout'):
+            ours, saved = getattr(self, name), metadata.get(name)
+            if saved not in (None, ours):
+                raise ValueError(
+                    f'{prefix[:-1] or "the block"}: the weights are of '
+                    f'{name}={saved!r}, the block is of {name}={ours!r}; '
+                    f'build it with {name}={saved!r}, or delete the '
+                    "state dict's _metadata to load them all the same"
+                )
         scale = state_dict.pop(prefix + 'mask_scale', None)
         if scale is not None:
             self.mask_scale = float(scale)
         elif any(key.startswith(prefix) for key in state_dict):
             # Weights saved without a factor were trained without one.
             self.mask_scale = 1.0
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
 
     def extra_repr(self) -> str:
         return (

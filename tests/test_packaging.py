@@ -151,7 +151,7 @@ class TestPackage:
         (unpacked,) = tree.glob('unpacked/*')
         assert mim_files(unpacked) == mim_files(ROOT)
         assert (unpacked / 'requirements/runtime.txt').exists()
-        assert (unpacked / 'mmpsa/ops/csrc/cpp_passes.cpp').exists()
+        assert (unpacked / 'mmpsa/ops/csrc/cpu.cpp').exists()
 
     def test_mim_finds_the_package(self):
         utils = pytest.importorskip('mim.utils')

@@ -1,10 +1,13 @@
 """The block: arguments, state dicts, initialisation."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.analysis import FlopAnalyzer
 from mmengine.registry import MODELS
-from mmengine.runner.checkpoint import load_state_dict
+from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from torch import nn
 
 from mmpsa import PSA, PolarizedSelfAttention
@@ -152,6 +155,49 @@ def test_rescaling_survives_a_checkpoint_without_the_block():
     x = torch.randn(1, 3, 4, 4)
     load_state_dict(model, nn.Sequential(nn.Conv2d(3, 6, 1)).state_dict())
     assert torch.equal(model(x), model[0](x))
+
+
+class Model(nn.Module):
+    def __init__(self, *args):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 1)
+        self.psa = PolarizedSelfAttention(16, *args)
+
+
+@pytest.fixture(params=[nn.Module.state_dict, get_state_dict])
+def saved(request, tmp_path):
+    """Weights of a sequential block that went through a file."""
+    path = tmp_path / 'weights.pth'
+    torch.save(request.param(Model('sequential')), path)
+    return torch.load(path, weights_only=False)
+
+
+@pytest.mark.parametrize('strict', [True, False])
+@pytest.mark.parametrize('load', [nn.Module.load_state_dict, load_state_dict])
+def test_weights_of_another_form_are_refused(saved, load, strict):
+    load(Model('sequential'), saved, strict=strict)
+    with pytest.raises(
+        ValueError,
+        match="psa: .*layout='sequential', the block is of layout='parallel'"
+        ".*build it with layout='sequential'",
+    ):
+        load(Model('parallel'), saved, strict=strict)
+    with pytest.raises(ValueError, match="variant='paper', .*'official'"):
+        load(Model('sequential', 'official'), saved, strict=strict)
+
+
+def test_weights_without_a_record_load(saved):
+    model = Model('parallel')
+    load_state_dict(model, dict(saved), strict=True)
+    assert torch.equal(model.psa.ch_wv.weight, saved['psa.ch_wv.weight'])
+
+
+def test_publishing_keeps_the_record(saved):
+    root = Path(__file__).parents[1]
+    publish = runpy.run_path(str(root / 'tools/publish_model.py'))['publish']
+    published = publish(dict(state_dict=saved, meta={}), {}, True)
+    with pytest.raises(ValueError, match="layout='sequential'"):
+        load_state_dict(Model('parallel'), published['state_dict'])
 
 
 def test_initialisation():

@@ -1,37 +1,45 @@
-"""The block by whichever backend serves it best.
+"""The operator, and which backend computes it.
 
-``'reference'`` computes the equations line by line, the others the collapsed
-form: ``'triton'`` by kernels for GPUs, ``'cpp'`` by loops for CPUs,
-``'torch'`` by plain torch operations.
+``mmpsa::psa`` and its derivative ``mmpsa::psa_backward`` are defined here for
+all devices: schema, shapes, autograd. The CPU's kernels are in C++
+(``csrc/``, built when mmpsa is installed, if there are torch and a compiler
+then), the GPU's in :mod:`mmpsa.ops.triton_kernels`. The dispatcher takes the
+one of the input's device. What neither serves, plain torch does
+(:mod:`mmpsa.ops.torch_kernels`), before the operator is reached.
 """
 
 import logging
 import os
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Dict, NamedTuple, Optional
+from pathlib import Path
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
 from mmengine.utils import digit_version
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
+from torch.library import Library
 
-from . import cpp_passes, reference, torch_passes
-from .collapsed import collapsed, form_of, has_value_map, weights_of
-from .fused import fused
+from . import reference, torch_kernels
+from .spec import Spec, Weights, named, result_like
 
-# One that cannot serve a case hands it on to the next.
+# 'reference' computes the equations line by line, the others the collapsed
+# form. One that cannot serve a case hands it on to the next.
 BACKENDS = ('reference', 'triton', 'cpp', 'torch')
 VARIABLE = 'MMPSA_BACKEND'
 
-# Custom operators came with torch 2.4.
+# Those that torch 2.4 and later come with are tested.
 _HAS_TRITON = find_spec('triton') is not None and (
     digit_version(torch.__version__) >= digit_version('2.4.0')
 )
 # Triton's way to run kernels on a CPU, slowly.
 _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = {
+    'triton': (torch.float32, torch.bfloat16, torch.float16),
+    'cpp': (torch.float32, torch.bfloat16),
+}
 _TRITON_CHANNELS = 2048
 
 # torch 2.1 has it elsewhere.
@@ -64,8 +72,7 @@ def backends() -> Dict[str, Optional[str]]:
         reasons['triton'] = 'Triton or torch 2.4 is not installed'
     elif not torch.cuda.is_available() and not _INTERPRETED:
         reasons['triton'] = 'torch finds no CUDA device'
-    if not cpp_passes.is_built():
-        reasons['cpp'] = 'the extension was not built, or for another torch'
+    reasons['cpp'] = _CPP_MISSING
     return reasons
 
 
@@ -92,123 +99,119 @@ def check_backend(backend: Optional[str]) -> Optional[str]:
     return backend
 
 
-def choose_backend(block: nn.Module, x: Tensor) -> str:
+def choose_backend(
+    x: Tensor, weights: Weights, spec: Spec, backend: Optional[str] = None
+) -> str:
     """The backend that would compute this, without computing it.
 
     Args:
-        block (PolarizedSelfAttention): The block.
         x (Tensor): N×C×H×W.
+        weights (Weights): Those that ``spec`` has.
+        spec (Spec): What to compute.
+        backend (str, optional): The first to ask. Default: None, the best.
 
     Returns:
         str: One of ``BACKENDS``.
     """
-    first = block.backend or 'triton'
-    if first == 'reference' and _reference_serves(block, x):
-        return 'reference'
-    if first != 'torch' and _triton_serves(block, x):
-        return 'triton'
-    if first != 'torch' and _cpp_serves(block, x):
-        return 'cpp'
-    return 'torch'
+    if backend == 'reference':
+        # Its convolutions do not mix dtypes, half precision needs widening.
+        if x.dtype in (torch.float32, torch.float64) and all(
+            weight is None or weight.dtype == x.dtype for weight in weights
+        ):
+            return 'reference'
+    if backend == 'torch' or spec.has_value_map or _wants_torch(x):
+        return 'torch'
+    if x.is_cuda:
+        serves = _HAS_TRITON and _is_new_enough(x.device)
+        kernel = 'triton'
+    elif x.device.type == 'cpu':
+        interpreted = backend == 'triton' and _INTERPRETED and _HAS_TRITON
+        kernel = 'triton' if interpreted else 'cpp'
+        serves = interpreted or _CPP_MISSING is None
+    else:
+        return 'torch'
+    if kernel == 'triton' and (_FAILED or x.shape[1] > _TRITON_CHANNELS):
+        return 'torch'
+    return kernel if serves and x.dtype in _DTYPES[kernel] else 'torch'
 
 
-def polarized_self_attention(block: nn.Module, x: Tensor) -> Tensor:
-    """What a block computes, by the backend of :func:`choose_backend`.
+def polarized_self_attention(
+    x: Tensor, weights: Weights, spec: Spec, backend: Optional[str] = None
+) -> Tensor:
+    """Polarized Self-Attention, by the backend of :func:`choose_backend`.
 
     Args:
-        block (PolarizedSelfAttention): The block.
         x (Tensor): N×C×H×W; half precision is computed in float32.
+        weights (Weights): Those that ``spec`` has, of any dtype.
+        spec (Spec): What to compute.
+        backend (str, optional): The first to ask. Default: None, the best.
 
     Returns:
         Tensor: N×C×H×W, of ``x``'s dtype.
+
+    Raises:
+        ValueError: If ``x`` is of integers or complex, or is not on the
+            device of the weights.
     """
-    backend, form = choose_backend(block, x), form_of(block)
+    _check(x, weights)
+    chosen = choose_backend(x, weights, spec, backend)
     if not is_compiling() and not _is_transformed():
-        _log(backend, form, x.shape, x.dtype, x.device)
-    weights = weights_of(block)
+        _log(chosen, spec, x.shape, x.dtype, x.device)
+    if chosen in ('cpp', 'triton'):
+        ops = _OPS
+        if chosen == 'triton' and not x.is_cuda:
+            ops = torch.ops.mmpsa_interpreted
+        tensors = [weight for weight in weights if weight is not None]
+        return ops.psa.default(x, tensors, *spec)[0]
     with torch.autocast(x.device.type, enabled=False):
-        if backend == 'reference':
-            return getattr(reference, block.variant)(block, x)
-        flat = x.flatten(2)  # N×C×P
-        if backend == 'torch' and (
-            has_value_map(form) or is_compiling() or _is_transformed()
-        ):
-            y, _, _ = collapsed(torch_passes.prepare(flat), weights, form)
-            y = y.to(x.dtype)
-        else:
-            y = fused(backend, flat, form, tuple(weights), *weights.values())
-        return y.view(x.shape)
+        if chosen == 'reference':
+            return reference.polarized_self_attention(x, weights, spec)
+        return torch_kernels.forward(x, weights, spec).y
 
 
-def masks(block: nn.Module, x: Tensor) -> Masks:
-    """The masks that a block gates with, by the torch backend.
+def masks(x: Tensor, weights: Weights, spec: Spec) -> Masks:
+    """The masks that the block gates with, by plain torch.
 
     Args:
-        block (PolarizedSelfAttention): The block.
-        x (Tensor): N×C×H×W.
+        x, weights, spec: As in :func:`polarized_self_attention`.
 
     Returns:
         Masks: In float32, or float64 for a float64 input.
+
+    Raises:
+        ValueError: As :func:`polarized_self_attention`.
     """
-    spatial = None
+    _check(x, weights)
     with torch.autocast(x.device.type, enabled=False):
-        wide = torch_passes.prepare(x.flatten(2))
-        form, weights = form_of(block), weights_of(block)
-        _, channel, z = collapsed(wide, weights, form)
-        if channel is not None:
-            channel = channel[:, :, None, None]
-        if block.layout != 'channel':
-            spatial = form.mask_scale * z.sigmoid()
-            spatial = spatial.unflatten(-1, x.shape[2:])[:, None]
+        _, channel, spatial = torch_kernels.forward(x, weights, spec)
     return Masks(channel, spatial)
 
 
-def _reference_serves(block, x):
-    # Its convolutions do not mix dtypes, and half precision needs widening.
-    return x.dtype in (torch.float32, torch.float64) and all(
-        weight.dtype == x.dtype for weight in block.parameters()
-    )
+def _check(x, weights):
+    if not x.is_floating_point():
+        raise ValueError(
+            f'x must be of a floating-point dtype, got {x.dtype}; '
+            'convert it with x.float()'
+        )
+    weight = weights.sp_wq if weights.ch_wq is None else weights.ch_wq
+    if x.device != weight.device:
+        raise ValueError(
+            f'x must be on the device of the weights, {weight.device}, got '
+            f'{x.device}; move it with x.to({str(weight.device)!r}), or the '
+            'block'
+        )
 
 
-def _triton_serves(block, x):
-    if not _HAS_TRITON:
-        return False
-    if x.is_cuda:
-        # what Triton supports
-        runs = torch.cuda.get_device_properties(x.device).major >= 7
-    else:
-        asked_for = block.backend == 'triton' and x.device.type == 'cpu'
-        runs = asked_for and _INTERPRETED
-    return (
-        runs
-        and x.dtype in _TRITON_DTYPES
-        and block.in_channels <= _TRITON_CHANNELS
-        and _passes_serve(block, x)
-    )
-
-
-def _cpp_serves(block, x):
-    return (
-        cpp_passes.is_built()
-        and x.device.type == 'cpu'
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and not is_compiling()
-        and _passes_serve(block, x)
-    )
-
-
-def _passes_serve(block, x):
-    return (
-        not has_value_map(form_of(block))
-        and x.numel() > 0
-        and not _is_transformed()
-    )
+def _wants_torch(x):
+    return x.numel() == 0 or _is_transformed()
 
 
 def _is_transformed():
     """Whether plain torch operations are wanted, to trace or to transform."""
-    if is_compiling():  # torch.compile aside
-        return not torch.compiler.is_dynamo_compiling()
+    if is_compiling():
+        # torch.compile aside, where torch tells it from torch.export. Its
+        # is_exporting() says that both are.
+        return getattr(torch.compiler, '_is_exporting_flag', True)
     return (
         torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
@@ -216,12 +219,205 @@ def _is_transformed():
     )
 
 
+@lru_cache(maxsize=None)
+def _is_new_enough(device):
+    # what Triton supports
+    return torch.cuda.get_device_properties(device).major >= 7
+
+
 # Once for each.
 @lru_cache(maxsize=1024)
-def _log(backend, form, shape, dtype, device):
+def _log(backend, spec, shape, dtype, device):
     print_log(
-        f'PSA, {form.variant} {form.layout}, on {tuple(shape)}, {dtype}, '
+        f'PSA, {spec.variant} {spec.layout}, on {tuple(shape)}, {dtype}, '
         f'{device}: {backend} backend',
         logger='current',
         level=logging.DEBUG,
     )
+
+
+# Of the forward: the gated input; maps, of each mask the logits, N×P; vectors
+# of each image, for the backward. As mmpsa/ops/csrc/cpu.cpp has them.
+_FORWARD = (
+    'psa(Tensor x, Tensor[] weights, str variant, str layout,'
+    ' float mask_scale) -> (Tensor, Tensor, Tensor)'
+)
+_BACKWARD = (
+    'psa_backward(Tensor g, Tensor x, Tensor[] weights, Tensor maps,'
+    ' Tensor vectors, str variant, str layout, float mask_scale)'
+    ' -> (Tensor, Tensor[])'
+)
+
+
+def _forward_meta(x, weights, *spec):
+    spec = Spec(*spec)
+    images, channels, height, width = x.shape
+    maps = spec.has_channel + spec.has_spatial
+    return (
+        result_like(x),
+        x.new_empty((maps, images, height * width), dtype=torch.float32),
+        x.new_empty((images, 8 * channels + 8), dtype=torch.float32),
+    )
+
+
+def _backward_meta(g, x, weights, maps, vectors, *spec):
+    return result_like(x), [w.new_empty(w.shape) for w in weights]
+
+
+class _Autograd(torch.autograd.Function):
+    """As mmpsa/ops/csrc/autograd.cpp, where that was not built."""
+
+    @staticmethod
+    def forward(ctx, ops, spec, x, *weights):
+        with torch._C._AutoDispatchBelowAutograd():
+            y, maps, vectors = ops.psa.default(x, list(weights), *spec)
+        ctx.save_for_backward(x, maps, vectors, *weights)
+        ctx.mark_non_differentiable(maps, vectors)
+        ctx.ops, ctx.spec = ops, spec
+        return y, maps, vectors
+
+    @staticmethod
+    def backward(ctx, g, *_):
+        x, maps, vectors, *weights = ctx.saved_tensors
+        dx, dweights = ctx.ops.psa_backward.default(
+            g, x, weights, maps, vectors, *ctx.spec
+        )
+        return None, None, dx, *dweights
+
+
+def _backward_autograd(ops, g, x, weights, maps, vectors, *spec):
+    """The backward, and plain torch's if it is itself differentiated."""
+    if torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (g, x, *weights)
+    ):
+        return _backward_by_torch(g, x, weights, Spec(*spec), True)
+    with torch._C._AutoDispatchBelowAutograd():
+        return ops.psa_backward.default(g, x, weights, maps, vectors, *spec)
+
+
+def _backward_by_torch(g, x, weights, spec, create_graph):
+    """The gradients, by computing the forward again."""
+    tensors = [x, *weights]
+    needed = [tensor for tensor in tensors if tensor.requires_grad]
+    if not needed:  # g alone is differentiated, or this is below autograd
+        needed = tensors = [t.detach().requires_grad_() for t in tensors]
+    x, *weights = tensors
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        y = torch_kernels.forward(x, named(weights, spec), spec).y
+        grads = iter(
+            torch.autograd.grad(y, needed, g, create_graph=create_graph)
+        )
+    dx, *dweights = (
+        next(grads) if tensor.requires_grad else torch.zeros_like(tensor)
+        for tensor in tensors
+    )
+    return dx, dweights
+
+
+# Tests run without it.
+SAFETY_NET = True
+_FAILED = set()
+
+
+def _guarded(name, fallback):
+    """A Triton kernel whose failure does not end a training."""
+
+    def run(*args):
+        kernel = getattr(triton_kernels, name)
+        if not SAFETY_NET:
+            return kernel(*args)
+        if not _FAILED:
+            try:
+                return kernel(*args)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception as error:
+                _FAILED.add(name)
+                print_log(
+                    f'mmpsa: the Triton kernels of {name} failed, plain torch '
+                    'serves from now on. MMPSA_BACKEND=torch switches them '
+                    f'off. The failure: {type(error).__name__}: {error}',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+        with torch.autocast(args[0].device.type, enabled=False):
+            return fallback(*args)
+
+    return run
+
+
+def _forward_fallback(x, weights, *spec):
+    y, maps, vectors = _forward_meta(x, weights, *spec)
+    spec = Spec(*spec)
+    y.copy_(torch_kernels.forward(x, named(weights, spec), spec).y)
+    return y, maps, vectors
+
+
+def _backward_fallback(g, x, weights, maps, vectors, *spec):
+    keys = torch._C.DispatchKey
+    of_device = keys.AutogradCUDA if x.is_cuda else keys.AutogradCPU
+    # Below autograd, where kernels run, nothing would be recorded.
+    with torch._C._SetExcludeDispatchKeyGuard(
+        of_device, False
+    ), torch._C._SetExcludeDispatchKeyGuard(keys.ADInplaceOrView, False):
+        dx, dweights = _backward_by_torch(
+            g, x.detach(), [w.detach() for w in weights], Spec(*spec), False
+        )
+    return result_like(x).copy_(dx), [w.contiguous() for w in dweights]
+
+
+def _define(namespace: str, in_cpp: bool) -> Tuple[Library, object]:
+    """Define the operator; its kernels come from elsewhere."""
+    library = Library(namespace, 'DEF')
+    ops = getattr(torch.ops, namespace)
+    library.define(_FORWARD)
+    library.define(_BACKWARD)
+    library.impl('psa', _forward_meta, 'Meta')
+    library.impl('psa_backward', _backward_meta, 'Meta')
+    library.impl(
+        'psa_backward',
+        lambda *args: _backward_autograd(ops, *args),
+        'Autograd',
+    )
+    if not in_cpp:
+
+        def psa(x, weights, *spec):
+            if torch.is_grad_enabled():
+                return _Autograd.apply(ops, spec, x, *weights)
+            with torch._C._AutoDispatchBelowAutograd():
+                return ops.psa.default(x, weights, *spec)
+
+        library.impl('psa', psa, 'Autograd')
+    return library, ops
+
+
+def _load_extension():
+    """Load the C++ kernels, or say why not."""
+    paths = sorted(Path(__file__).parent.glob('_C.*'))
+    if not paths:
+        return (
+            'the extension was not built: install mmpsa with a C++ compiler '
+            'and --no-build-isolation'
+        )
+    try:
+        torch.ops.load_library(paths[0])
+    except OSError as error:
+        return f'the extension does not load, built for another torch: {error}'
+
+
+_CPP_MISSING = _load_extension()
+_LIBRARY, _OPS = _define('mmpsa', in_cpp=_CPP_MISSING is None)
+if _HAS_TRITON:
+    from . import triton_kernels
+
+    _KERNELS = {
+        'psa': _guarded('psa', _forward_fallback),
+        'psa_backward': _guarded('psa_backward', _backward_fallback),
+    }
+    for _name, _kernel in _KERNELS.items():
+        _LIBRARY.impl(_name, _kernel, 'CUDA')
+    if _INTERPRETED:
+        # The CPU's own kernels keep their place.
+        _INTERPRETED_LIBRARY, _ = _define('mmpsa_interpreted', in_cpp=False)
+        for _name, _kernel in _KERNELS.items():
+            _INTERPRETED_LIBRARY.impl(_name, _kernel, 'CPU')

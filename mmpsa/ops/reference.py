@@ -1,80 +1,82 @@
 """Polarized Self-Attention line by line, as published.
 
 `Polarized Self-Attention: Towards High-quality Pixel-wise Regression
-<https://arxiv.org/abs/2107.00782>`_, section 3.2. Every map that the equations
-name exists here; :mod:`mmpsa.ops.collapsed` computes the same numbers without
-most of them. Shapes: X is N×C×H×W, P = H·W, M = max(C // 2, 1).
+<https://arxiv.org/abs/2107.00782>`_, section 3.2, and the arithmetic of the
+authors' released code (``PSA_p``, ``PSA_s``). Every map that the equations
+name exists here; :mod:`mmpsa.ops.torch_kernels` computes the same numbers
+without most of them. Shapes: X is N×C×H×W, P = H·W, M = max(C // 2, 1).
 """
 
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .spec import Spec, Weights
 
 
-def paper(block: nn.Module, x: Tensor) -> Tensor:
-    """The paper's equations.
+def polarized_self_attention(
+    x: Tensor, weights: Weights, spec: Spec
+) -> Tensor:
+    """The block by its equations.
 
     Args:
-        block (PolarizedSelfAttention): A block of ``variant='paper'``, whose
-            weights, ``layout`` and ``mask_scale`` are used.
         x (Tensor): N×C×H×W, of the weights' dtype.
+        weights (Weights): Those that ``spec`` has.
+        spec (Spec): What to compute.
 
     Returns:
         Tensor: N×C×H×W.
     """
-    return _apply(block, x, _paper_channel, _paper_spatial)
+    channel_mask, spatial_mask = _MASKS[spec.variant]
+    scale = spec.mask_scale
+    if spec.layout == 'channel':
+        return x * (scale * channel_mask(x, weights, spec))
+    if spec.layout == 'spatial':
+        return x * (scale * spatial_mask(x, weights, spec))
+    y = x * (scale * channel_mask(x, weights, spec))
+    if spec.layout == 'parallel':
+        return y + x * (scale * spatial_mask(x, weights, spec))
+    return y * (scale * spatial_mask(y, weights, spec))
 
 
-def official(block: nn.Module, x: Tensor) -> Tensor:
-    """The arithmetic of the authors' released code (``PSA_p``, ``PSA_s``).
-
-    Args:
-        block (PolarizedSelfAttention): A block of ``variant='official'``.
-        x (Tensor): N×C×H×W, of the weights' dtype.
-
-    Returns:
-        Tensor: N×C×H×W.
-    """
-    return _apply(block, x, _official_channel, _official_spatial)
-
-
-def _apply(block, x, channel_mask, spatial_mask):
-    scale = block.mask_scale
-    if block.layout == 'channel':
-        return x * (scale * channel_mask(block, x))
-    if block.layout == 'spatial':
-        return x * (scale * spatial_mask(block, x))
-    y = x * (scale * channel_mask(block, x))
-    if block.layout == 'parallel':
-        return y + x * (scale * spatial_mask(block, x))
-    return y * (scale * spatial_mask(block, y))
-
-
-def _paper_channel(block, x):
-    v = block.ch_wv(x).flatten(2)  # N×M×P
-    q = block.ch_wq(x).flatten(2).softmax(-1)  # N×1×P, over positions
-    z = block.ch_wz((v @ q.transpose(1, 2)).unsqueeze(-1))  # N×C×1×1
-    z = block.ln(z.flatten(1))  # N×C
+def _paper_channel(x, w, spec):
+    v = F.conv2d(x, w.ch_wv, w.ch_bv).flatten(2)  # N×M×P
+    q = F.conv2d(x, w.ch_wq, w.ch_bq).flatten(2)  # N×1×P
+    q = q.softmax(-1)  # over positions
+    context = (v @ q.transpose(1, 2)).unsqueeze(-1)  # N×M×1×1
+    z = F.conv2d(context, w.ch_wz, w.ch_bz).flatten(1)  # N×C
+    z = F.layer_norm(z, z.shape[1:], w.ln_weight, w.ln_bias)
     return z.sigmoid()[:, :, None, None]
 
 
-def _paper_spatial(block, x):
-    q = block.sp_wq(x).mean((2, 3)).softmax(-1)  # N×M, over channels
-    v = block.sp_wv(x).flatten(2)  # N×M×P
+def _paper_spatial(x, w, spec):
+    q = F.conv2d(x, w.sp_wq, w.sp_bq).mean((2, 3)).softmax(-1)  # N×M, over M
+    v = F.conv2d(x, w.sp_wv, w.sp_bv).flatten(2)  # N×M×P
     logits = q.unsqueeze(1) @ v  # N×1×P
     return logits.sigmoid().unflatten(-1, x.shape[2:])
 
 
-def _official_channel(block, x):
-    v = block.conv_v_right(x).flatten(2)  # N×M×P
-    q = block.conv_q_right(x).flatten(2).softmax(-1)  # N×1×P
+def _official_channel(x, w, spec):
+    v = F.conv2d(x, w.ch_wv).flatten(2)  # N×M×P
+    q = F.conv2d(x, w.ch_wq).flatten(2).softmax(-1)  # N×1×P
     context = (v @ q.transpose(1, 2)).unsqueeze(-1)  # N×M×1×1
-    return block.conv_up(context).sigmoid()
+    z = F.conv2d(context, w.ch_wz, w.ch_bz)
+    if spec.layout == 'sequential':
+        z = F.layer_norm(z, z.shape[1:], w.ln_weight, w.ln_bias).relu()
+        z = F.conv2d(z, w.ch_wu, w.ch_bu)
+    return z.sigmoid()  # N×C×1×1
 
 
-def _official_spatial(block, x):
-    g = block.conv_q_left(x).mean((2, 3)).unsqueeze(1)  # N×1×M
-    theta = block.conv_v_left(x).flatten(2)  # N×M×P
-    if block.layout == 'parallel':
+def _official_spatial(x, w, spec):
+    g = F.conv2d(x, w.sp_wq).mean((2, 3)).unsqueeze(1)  # N×1×M
+    theta = F.conv2d(x, w.sp_wv).flatten(2)  # N×M×P
+    if spec.layout == 'parallel':
         logits = (g @ theta).softmax(-1)  # N×1×P, over positions
     else:
         logits = g @ theta.softmax(-1)  # N×1×P
     return logits.sigmoid().unflatten(-1, x.shape[2:])
+
+
+_MASKS = {
+    'paper': (_paper_channel, _paper_spatial),
+    'official': (_official_channel, _official_spatial),
+}

@@ -1,0 +1,133 @@
+"""Polarized Self-Attention without its C/2×H×W maps, exactly.
+
+1×1 convolutions are linear and softmax weights sum to one, so the order of
+convolving and pooling can be turned round (``a`` are softmax weights)::
+
+    Σ_p a_p (Wv x_p + bv)   = Wv (Σ_p a_p x_p) + bv
+    mean_p (Wq x_p + bq)    = Wq (mean_p x_p) + bq
+    qᵀ (Wv x_p + bv)        = (Wvᵀ q)ᵀ x_p + qᵀ bv
+
+and in the sequential layout, with Y = X ⊙ ch::
+
+    mean_p (ch ⊙ x_p) = ch ⊙ mean_p x_p,    uᵀ (ch ⊙ x_p) = (u ⊙ ch)ᵀ x_p
+
+What remains per position is one multiply-add a channel for each of the two
+poolings, the two logits and the gates: the passes over X. Between them are
+vectors of an image; their algebra is here, in plain torch, for autograd to
+differentiate. The numbers are those of :mod:`mmpsa.ops.reference`; the one
+map that cannot go is the values of the authors' sequential code, whose
+softmax runs over positions. Shapes: X is N×C×P, M = max(C // 2, 1).
+"""
+
+from typing import NamedTuple, Optional, Tuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .spec import Spec, Weights
+
+# Values up to this are normalised and projected as they are. Beyond it they
+# are scaled down first: their squares and products would overflow float32.
+_LARGE = 2.0**50
+
+
+class Query(NamedTuple):
+    """What the logits of the spatial mask are, ``vector · x_p + bias``.
+
+    With a ``scale``, their softmax over positions, times ``scale`` there, is
+    what the sigmoid is taken of.
+    """
+
+    vector: Tensor  # N×C
+    bias: Optional[Tensor]  # N×1
+    scale: Optional[Tensor]  # N×1
+
+
+def channel_mask(context: Tensor, weights: Weights, spec: Spec) -> Tensor:
+    """The channel mask, of what the attention pooled.
+
+    Args:
+        context (Tensor): N×C, float32 or float64.
+        weights (Weights): Of any dtype.
+        spec (Spec): One that has a channel mask.
+
+    Returns:
+        Tensor: N×C, ``mask_scale`` included.
+    """
+    w = weights
+    z = _linear(context, w.ch_wv, w.ch_bv)  # N×M
+    z = _linear(z, w.ch_wz, w.ch_bz)  # N×C
+    if w.ln_weight is not None:
+        z = _layer_norm(z, w.ln_weight, w.ln_bias)
+    if spec.has_value_map:
+        z = _linear(z.relu(), w.ch_wu, w.ch_bu)
+    return spec.mask_scale * z.sigmoid()
+
+
+def spatial_query(mean: Tensor, weights: Weights, spec: Spec) -> Query:
+    """What asks for the spatial mask, if there is no value map.
+
+    Args:
+        mean (Tensor): N×C, over positions, float32 or float64; of the
+            sequential layout, that of Y.
+        weights (Weights): Of any dtype.
+        spec (Spec): One that has a spatial mask.
+
+    Returns:
+        Query: For X, or Y, as the mean is of.
+    """
+    w = weights
+    q = _linear(mean, w.sp_wq, w.sp_bq)  # N×M
+    if spec.variant == 'official':
+        # Here the query grows with x, so that the logits grow with its square.
+        vector, scale = _scale_down(q @ matrix(w.sp_wv, q))
+        return Query(vector, None, scale)
+    q = q.softmax(-1)
+    bias = q @ w.sp_bv.to(q.dtype)[:, None]
+    return Query(q @ matrix(w.sp_wv, q), bias, None)
+
+
+def value_map(
+    x: Tensor, mean: Tensor, channel: Tensor, weights: Weights
+) -> Tensor:
+    """The logits of the authors' sequential code.
+
+    Args:
+        x (Tensor): N×C×P, float32 or float64.
+        mean (Tensor): N×C, over positions.
+        channel (Tensor): N×C, the channel mask.
+        weights (Weights): Of any dtype.
+
+    Returns:
+        Tensor: N×P.
+    """
+    g = _linear(mean * channel, weights.sp_wq, None)  # N×M
+    # ch folded into the weights: Y is not written, its values are.
+    wv = matrix(weights.sp_wv, x) * channel[:, None]  # N×M×C
+    theta = (wv @ x).softmax(-1)  # N×M×P
+    return (g[:, None] @ theta).squeeze(1)
+
+
+def matrix(weight: Tensor, like: Tensor) -> Tensor:
+    """The weight of a 1×1 convolution as a matrix of ``like``'s dtype."""
+    return weight.flatten(1).to(like.dtype)
+
+
+def _linear(x, weight, bias):
+    """A 1×1 convolution on one position."""
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.linear(x, matrix(weight, x), bias)
+
+
+def _layer_norm(z, weight, bias):
+    """LayerNorm over the last dimension of an N×K tensor, of any magnitude."""
+    z, _ = _scale_down(z)
+    weight, bias = (t.to(z.dtype).flatten() for t in (weight, bias))
+    return F.layer_norm(z, z.shape[1:], weight, bias)
+
+
+def _scale_down(z: Tensor) -> Tuple[Tensor, Tensor]:
+    """Bring the rows of an N×K tensor below ``_LARGE``, and their factors."""
+    peak = z.detach().abs().amax(-1, keepdim=True)
+    scale = (peak / _LARGE).clamp_min(1)
+    return z / scale, scale

@@ -1,0 +1,84 @@
+"""What is computed: the form of the block, and the weights that it takes."""
+
+from typing import List, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+
+class Spec(NamedTuple):
+    """What a block computes, besides its weights.
+
+    ``variant``, ``layout`` and ``mask_scale`` are those of
+    :class:`mmpsa.PolarizedSelfAttention`.
+    """
+
+    variant: str
+    layout: str
+    mask_scale: float = 1.0
+
+    @property
+    def has_channel(self) -> bool:
+        """Whether there is a channel mask."""
+        return self.layout != 'spatial'
+
+    @property
+    def has_spatial(self) -> bool:
+        """Whether there is a spatial mask."""
+        return self.layout != 'channel'
+
+    @property
+    def has_value_map(self) -> bool:
+        """Whether a map of values, N×M×P, has to be computed.
+
+        The authors' sequential code takes their softmax over positions.
+        """
+        return self.variant == 'official' and self.layout == 'sequential'
+
+
+class Weights(NamedTuple):
+    """The matrices of the 1×1 convolutions (K×J×1×1), biases and LayerNorm's.
+
+    M is max(C // 2, 1); None is what a spec does not have.
+    """
+
+    ch_wq: Optional[Tensor] = None  # 1×C, the channel mask's query
+    ch_bq: Optional[Tensor] = None
+    ch_wv: Optional[Tensor] = None  # M×C
+    ch_bv: Optional[Tensor] = None
+    ch_wz: Optional[Tensor] = None  # C×M; M//4×M with a value map
+    ch_bz: Optional[Tensor] = None
+    ln_weight: Optional[Tensor] = None
+    ln_bias: Optional[Tensor] = None
+    sp_wq: Optional[Tensor] = None  # M×C, the spatial mask's query
+    sp_bq: Optional[Tensor] = None
+    sp_wv: Optional[Tensor] = None  # M×C
+    sp_bv: Optional[Tensor] = None
+    ch_wu: Optional[Tensor] = None  # C×M//4, with a value map
+    ch_bu: Optional[Tensor] = None
+
+
+_OFFICIAL = ('ch_wq', 'ch_wv', 'ch_wz', 'sp_wq', 'sp_wv')
+
+
+def named(tensors: List[Tensor], spec: Spec) -> Weights:
+    """The weights of a list, as the operator takes it.
+
+    Args:
+        tensors (list[Tensor]): Those that ``spec`` has, in order.
+        spec (Spec): One without a value map.
+
+    Returns:
+        Weights: The same by name.
+    """
+    if spec.variant == 'official':
+        return Weights(**dict(zip(_OFFICIAL, tensors)))
+    first, last = 0 if spec.has_channel else 8, 12 if spec.has_spatial else 8
+    return Weights(**dict(zip(Weights._fields[first:last], tensors)))
+
+
+def result_like(x: Tensor) -> Tensor:
+    """An empty tensor for the gated ``x``, NCHW or channels_last."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,0 +1,344 @@
+"""Every backend against the equations line by line.
+
+Triton's kernels run on a GPU if there is one, else interpreted on the CPU.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import AUTOCAST_DTYPES, KINDS, compare, extremes, make_block
+from mmengine.utils import digit_version
+from torch.autograd import gradcheck
+from torch.func import functional_call
+
+from mmpsa import PolarizedSelfAttention
+from mmpsa.ops import backends
+from mmpsa.psa import LAYOUTS
+
+pytestmark = pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')
+GPU = 'cuda' if torch.cuda.is_available() else 'cpu'
+VALUE_MAP = ('official', 'sequential')
+HALF = [
+    ('triton', torch.bfloat16),
+    ('triton', torch.float16),
+    ('cpp', torch.bfloat16),
+    ('torch', torch.bfloat16),
+    ('torch', torch.float16),
+]
+NCHW, LAST = torch.contiguous_format, torch.channels_last
+# Shape, dtype, memory format; None has gaps between its elements.
+CASES = [
+    ((3, 1, 1, 1), torch.float32, NCHW),
+    ((2, 1, 7, 5), torch.float32, LAST),
+    ((3, 3, 7, 5), torch.float32, NCHW),
+    ((2, 17, 1, 1), torch.float32, LAST),
+    ((2, 17, 1, 9), torch.float32, NCHW),
+    ((2, 18, 8, 10), torch.float32, None),
+    ((2, 18, 7, 5), torch.float64, NCHW),
+    ((2, 64, 7, 5), torch.float32, LAST),
+    ((1, 33, 31, 43), torch.float32, NCHW),  # many tiles for a GPU
+    ((1, 33, 31, 43), torch.float32, LAST),
+    ((1, 130, 13, 21), torch.float32, NCHW),  # more than a block of a matrix
+    ((0, 16, 4, 4), torch.float32, NCHW),
+]
+
+
+@pytest.fixture(params=['reference', 'triton', 'cpp', 'torch'])
+def backend(request):
+    device = GPU if request.param == 'triton' else 'cpp'
+    reason = backends()[request.param]
+    if reason is not None:
+        pytest.skip(f'{request.param}, {device}: {reason}')
+    return request.param
+
+
+def expected_backend(backend, kind, x):
+    """The one that must have computed it."""
+    if backend == 'reference':
+        return 'reference'
+    served = {'triton': [torch.float32], 'cpp': [torch.float32], 'torch': []}
+    for name, dtype in HALF:
+        served[name].append(dtype)
+    if kind == VALUE_MAP or x.numel() == 0 or x.dtype not in served[backend]:
+        return 'torch'
+    return backend
+
+
+def make(backend, variant, layout, channels, **kwargs):
+    """A random block and its device."""
+    device = GPU if backend == 'triton' else 'cpu'
+    block = make_block(variant, layout, channels, backend=backend, **kwargs)
+    return block.to(device), device
+
+
+def random(device, *shape):
+    torch.manual_seed(1)
+    return torch.randn(shape).to(device)
+
+
+def laid_out(shape, dtype, memory_format, device):
+    if memory_format is None:
+        n, c, h, w = shape
+        return random(device, n, c, 2 * h, 3 * w).to(dtype)[..., ::2, 1::3]
+    return random(device, *shape).to(dtype).to(memory_format=memory_format)
+
+
+def tolerance_of(block, dtype):
+    # Of one channel, the backward of LayerNorm takes the difference of two
+    # equal numbers times 1 / sqrt(eps), in torch as in the equations.
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    return tolerance if block.in_channels > 1 else tolerance / 1e-5**0.5
+
+
+def run(block, x, g):
+    """Output and gradients of x and the weights."""
+    x = x.detach().requires_grad_()
+    out = block(x)
+    inputs = [x, *block.parameters()]
+    return [out, *torch.autograd.grad(out, inputs, g)]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('shape, dtype, memory_format', CASES)
+def test_equals_reference(backend, kind, shape, dtype, memory_format):
+    if kind == VALUE_MAP and shape[1] < 8:
+        with pytest.raises(ValueError, match='in_channels must be at least 8'):
+            make(backend, *kind, shape[1])
+        return
+    block, device = make(backend, *kind, shape[1])
+    block = block.to(dtype)
+    x = laid_out(shape, dtype, memory_format, device)
+    assert block.served_by(x) == expected_backend(backend, kind, x)
+    compare(block, x, tolerance_of(block, dtype), None, torch.float64)
+    if x.numel() == 0:
+        block(x).sum().backward()
+        assert not any(p.grad.any() for p in block.parameters())
+    elif backend != 'reference' and memory_format is not None:
+        assert block(x).is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize('layout', ['parallel', 'sequential', 'spatial'])
+def test_rescaled_equals_reference(backend, layout):
+    block, device = make(backend, 'paper', layout, 18, identity_init=True)
+    assert block.mask_scale == (1 if layout == 'parallel' else 2)
+    compare(block, random(device, 2, 18, 5, 4), 1e-5, None, torch.float64)
+
+
+@pytest.mark.parametrize('variant, layout', KINDS)
+@pytest.mark.parametrize('memory_format', [NCHW, LAST])
+def test_many_tiles_in_many_spans(variant, layout, memory_format):
+    """Of the CPU's kernels, whose tiles are large."""
+    if backends()['cpp'] is not None:
+        pytest.skip(backends()['cpp'])
+    block, _ = make('cpp', variant, layout, 96)
+    for parameter in block.parameters():
+        parameter.data.mul_(0.3)
+    x = random('cpu', 1, 96, 61, 53).to(memory_format=memory_format)
+    compare(block, x, 1e-5, None, torch.float64)
+
+
+@pytest.mark.parametrize('channels', [2048, 2049])
+def test_most_channels(channels):
+    if backends()['triton'] is not None:
+        pytest.skip(backends()['triton'])
+    torch.manual_seed(0)
+    block = PolarizedSelfAttention(channels, backend='triton').to(GPU)
+    x = random(GPU, 1, channels, 3, 5)
+    assert (block.served_by(x) == 'triton') == (channels <= 2048)
+    compare(block, x, 1e-5, None, torch.float64)
+
+
+@pytest.mark.parametrize('variant, layout', KINDS)
+def test_gradients_of_other_formats(backend, variant, layout):
+    block, device = make(backend, variant, layout, 16)
+    wide = random(device, 3, 16, 8, 10)
+    last = wide.to(memory_format=LAST)
+    for x, g in ((wide, last), (last, wide), (wide, wide[:1, :1, :1, :1])):
+        compare(block, x, 1e-5, g.expand_as(x), torch.float64)
+
+
+@pytest.mark.parametrize('variant, layout', KINDS)
+def test_gradcheck(variant, layout):
+    block = make_block(variant, layout, 9).double()
+    names, parameters = zip(*block.named_parameters())
+
+    def forward(x, *parameters):
+        return functional_call(block, dict(zip(names, parameters)), (x,))
+
+    x = torch.randn(2, 9, 3, 2, dtype=torch.double, requires_grad=True)
+    assert gradcheck(forward, (x, *parameters))
+
+
+@pytest.mark.parametrize('variant, layout', KINDS)
+@pytest.mark.parametrize('backend, dtype', HALF)
+def test_half_precision_rounds_the_result(variant, layout, backend, dtype):
+    """Nothing but what is written is in half precision."""
+    if backends()[backend] is not None:
+        pytest.skip(backends()[backend])
+    block, device = make(backend, variant, layout, 19)
+    x, g = (random(device, 2, 19, 6, 7).to(dtype) for _ in range(2))
+    expected = expected_backend(backend, (variant, layout), x)
+    assert block.served_by(x) == expected
+    out, dx, *grads = run(block, x, g)
+    exact, exact_dx, *exact_grads = run(block, x.float(), g.float())
+    ulp = torch.finfo(dtype).eps
+    for ours, expected in ((out, exact), (dx, exact_dx)):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.float(), expected, rtol=ulp, atol=1e-5)
+    for ours, expected in zip(grads, exact_grads):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('backend, dtype', HALF)
+def test_half_precision_weights(backend, dtype):
+    if backends()[backend] is not None:
+        pytest.skip(backends()[backend])
+    block, device = make(backend, 'paper', 'sequential', 8)
+    block = block.to(dtype)
+    x, g = random(device, 2, 8, 6, 5), random(device, 2, 8, 6, 5)
+    grads = run(block, x, g)
+    block.backend = 'torch'
+    for ours, expected in zip(grads, run(block, x, g)):
+        assert ours.dtype == expected.dtype
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize('variant, layout', KINDS)
+@pytest.mark.parametrize(
+    'dtype, peak',
+    [(torch.float16, 16000), (torch.float32, 1e18), (torch.bfloat16, 1e18)],
+)
+def test_extreme_input_stays_finite(backend, variant, layout, dtype, peak):
+    if backend == 'reference':
+        pytest.skip('the equations as they are written overflow')
+    block, device = make(backend, variant, layout, 64)
+    for weights in (torch.float32, dtype):
+        block = block.to(weights)
+        for x in extremes(dtype, peak):
+            out = block(x.to(device))
+            assert out.dtype == dtype
+            assert out.isfinite().all()
+            assert all(
+                mask.isfinite().all()
+                for mask in block.masks(x.to(device))
+                if mask is not None
+            )
+
+
+@pytest.mark.parametrize('variant, layout', KINDS)
+@pytest.mark.parametrize('value', [float('inf'), float('-inf'), float('nan')])
+def test_non_finite_input_passes_through(backend, variant, layout, value):
+    block, device = make(backend, variant, layout, 8)
+    x = random(device, 2, 8, 5, 4)
+    x[0, 3, 2, 1] = value
+    out, *grads = run(block, x, torch.ones_like(x))
+    assert not out[0, 3, 2, 1].isfinite()
+    assert out[1].isfinite().all()
+    assert not all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.uint8, torch.complex64])
+def test_refused_dtype(backend, dtype):
+    block, device = make(backend, 'paper', 'parallel', 8)
+    x = torch.zeros(2, 8, 3, 3, dtype=dtype, device=device)
+    for call in (block, block.masks):
+        with pytest.raises(ValueError, match=f'floating-point.*got {dtype}'):
+            call(x)
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 4), (2, 7, 4, 4), (8, 4, 4)])
+def test_refused_shape(backend, shape):
+    block, device = make(backend, 'paper', 'parallel', 8)
+    for call in (block, block.masks):
+        with pytest.raises(ValueError, match='x must be N×8×H×W, got'):
+            call(torch.zeros(shape, device=device))
+
+
+@pytest.mark.parametrize('layout', LAYOUTS['paper'])
+def test_refused_device(backend, layout):
+    block, _ = make(backend, 'paper', layout, 8)
+    x = torch.zeros(2, 8, 3, 3, device='meta')
+    for call in (block, block.masks):
+        with pytest.raises(ValueError, match='device of the weights.*got met'):
+            call(x)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS['paper'])
+@pytest.mark.parametrize('factor', [1e12, 1e18])
+def test_large_input_keeps_the_masks(layout, factor):
+    """LayerNorm is the same function at any scale, float32 or not."""
+    block = make_block('paper', layout, 32)
+    x = torch.randn(2, 32, 6, 6).double() * factor
+    expected = block.double().masks(x)
+    masks = block.float().masks(x.float())
+    for ours, mask in zip(masks, expected):
+        if mask is not None:
+            torch.testing.assert_close(ours.double(), mask, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize('variant, layout', KINDS)
+@pytest.mark.parametrize('dtype', AUTOCAST_DTYPES)
+def test_autocast_computes_in_float32(backend, variant, layout, dtype):
+    if backend == 'reference':
+        pytest.skip('it hands half precision on')
+    block, device = make(backend, variant, layout, 32)
+    for x in (
+        random(device, 2, 32, 8, 9),
+        random(device, 2, 32, 8, 8).to(dtype),
+    ):
+        expected = block(x.float()).to(x.dtype)
+        with torch.autocast(device, dtype=dtype):
+            out = block(x)
+            masks = block.masks(x)
+        assert out.dtype == x.dtype
+        # Rounding the result is the only difference.
+        if block.served_by(x) == block.served_by(x.float()):
+            assert torch.equal(out, expected)
+        torch.testing.assert_close(
+            out, expected, rtol=torch.finfo(x.dtype).eps, atol=1e-5
+        )
+        assert all(m.dtype == torch.float32 for m in masks if m is not None)
+
+
+@pytest.mark.parametrize('variant, layout', KINDS)
+def test_second_derivative(backend, variant, layout):
+    block, device = make(backend, variant, layout, 9)
+    results = []
+    for block.backend in (backend, 'torch'):
+        x = random(device, 2, 9, 3, 4).requires_grad_()
+        inputs = [x, *block.parameters()]
+        grads = torch.autograd.grad(
+            block(x).pow(2).sum(), inputs, create_graph=True
+        )
+        penalty = sum(grad.pow(2).sum() for grad in grads)
+        results.append(torch.autograd.grad(penalty, inputs))
+    for ours, expected in zip(*results):
+        scale = max(expected.abs().max().item(), 1.0)
+        torch.testing.assert_close(
+            ours, expected, rtol=1e-4, atol=1e-4 * scale
+        )
+
+
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.4.0'),
+    reason='the kernels serve from torch 2.4 on',
+)
+def test_kernels_compile_for_gpus(tmp_path):
+    """The interpreter forgives what the compiler does not."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name('compile_kernels.py')],
+        capture_output=True,
+        text=True,
+        env=dict(
+            os.environ,
+            TRITON_INTERPRET='0',
+            TRITON_CACHE_DIR=str(tmp_path),
+            PYTHONPATH=str(Path(__file__).parents[1]),
+        ),
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 20
