@@ -368,9 +368,10 @@ def test_authors_network_knows_cityscapes(convert, with_config):
     assert loaded.dataset_meta['palette'] == get_palette('cityscapes')
 
 
-DATA = dict(
-    type='BaseSegDataset',
+DATA = dict(  # PascalVOCDataset asks for its files when it is built
+    type='PascalVOCDataset',
     metainfo=dict(classes=('a', 'b', 'c'), palette=[[0] * 3] * 3),
+    ann_file='not there',
     pipeline=[],
 )
 

@@ -1,10 +1,12 @@
 """What the converters share: reading, checking and writing weights."""
 
+import copy
 import sys
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
@@ -117,15 +119,22 @@ def describe(meta, config):
     Returns:
         dict: ``meta`` with the config's text as ``cfg`` and, where it has
         none, the meta information (classes, colours, keypoints) of the
-        config's test data as ``dataset_meta``.
+        config's test data as ``dataset_meta``; that of several data sets in
+        one is not taken.
     """
     cfg = Config.fromfile(config)
     described = dict(meta, cfg=cfg.pretty_text)
     dataset = cfg.get('test_dataloader', {}).get('dataset')
     if dataset and 'dataset_meta' not in meta:
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            dataset = DATASETS.build(dict(dataset, lazy_init=True))
-        described['dataset_meta'] = dataset.metainfo
+        cls = dataset.type
+        if isinstance(cls, str):
+            scope = cfg.get('default_scope')
+            with DATASETS.switch_scope_and_registry(scope) as registry:
+                cls = registry.get(cls)
+        # Of the class: some data sets look for their files once built.
+        if issubclass(cls, BaseDataset):
+            metainfo = copy.deepcopy(dataset.get('metainfo'))
+            described['dataset_meta'] = cls._load_metainfo(metainfo)
     return described
 
 
