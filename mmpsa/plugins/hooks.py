@@ -100,10 +100,14 @@ class Forward:
             hook.attach()
         return type(self.host).forward(self.host, *args, **kwargs)
 
+    # What exporters read: the names of the inputs, and where the code is.
     @property
     def __wrapped__(self):
-        """For ``inspect.signature``."""
         return type(self.host).forward.__get__(self.host)
+
+    @property
+    def __code__(self):
+        return type(self.host).forward.__code__
 
 
 class BlockHook:
