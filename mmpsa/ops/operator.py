@@ -355,10 +355,9 @@ def _forward_fallback(x, weights, *spec):
 
 def _backward_fallback(g, x, weights, maps, vectors, *spec):
     keys = torch._C.DispatchKey
-    of_device = keys.AutogradCUDA if x.is_cuda else keys.AutogradCPU
     # Below autograd, where kernels run, nothing would be recorded.
     with torch._C._SetExcludeDispatchKeyGuard(
-        of_device, False
+        keys.AutogradFunctionality, False
     ), torch._C._SetExcludeDispatchKeyGuard(keys.ADInplaceOrView, False):
         dx, dweights = _backward_by_torch(
             g, x.detach(), [w.detach() for w in weights], Spec(*spec), False
