@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,12 +125,39 @@ class TestPackage:
             shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
         for name in (
             'MANIFEST.in',
+            'README.md',
             'model-index.yml',
+            'pyproject.toml',
             'setup.cfg',
             'setup.py',
         ):
             shutil.copy(ROOT / name, tmp_path)
         return tmp_path
+
+    @pytest.mark.slow
+    def test_wheel_holds_the_extension(self, tree):
+        """Also where the build is isolated, as pip isolates it."""
+        site = Path(sysconfig.get_path('purelib'))
+        tools = tree / 'build-tools'
+        tools.mkdir()
+        for name in ('*setuptools*', '_distutils*', 'pkg_res*', 'wheel*'):
+            for path in site.glob(name):
+                (tools / path.name).symlink_to(path)
+        command = 'import build_backend as b; b.build_wheel("dist")'
+        subprocess.run(
+            [sys.executable, '-S', '-c', command],
+            cwd=tree,
+            env=dict(os.environ, PYTHONPATH=f'{tools}:requirements'),
+            check=True,
+            capture_output=True,
+        )
+        (wheel,) = tree.glob('dist/*.whl')
+        built = [
+            name
+            for name in zipfile.ZipFile(wheel).namelist()
+            if name.startswith('mmpsa/ops/_') and name.endswith('.so')
+        ]
+        assert len(built) == 1
 
     @staticmethod
     def setup_py(tree, *arguments):
@@ -150,6 +179,8 @@ class TestPackage:
         shutil.unpack_archive(archive, tree / 'unpacked')
         (unpacked,) = tree.glob('unpacked/*')
         assert mim_files(unpacked) == mim_files(ROOT)
+        for name in ('pyproject.toml', 'requirements/build_backend.py'):
+            assert (unpacked / name).exists()
         assert (unpacked / 'requirements/runtime.txt').exists()
         assert (unpacked / 'mmpsa/ops/csrc/cpu.cpp').exists()
 
