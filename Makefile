@@ -1,9 +1,12 @@
 PYTHON ?= python3
 STACK ?= openmmlab
 
+VENV_openmmlab = .venv
+VENV_onedl = .venv-onedl
+VENV = $(VENV_$(STACK))
 BLOCK = .venv-torch$(TORCH)
 
-.PHONY: help env lock quickstart benchmark test test-block upstream-tests lint \
+.PHONY: help env lock quickstart benchmark test test-slow test-block upstream-tests lint \
   format zoo-check clean
 
 help:  ## list the targets
@@ -21,24 +24,24 @@ quickstart: env  ## data, training, evaluation, a table and a picture
 benchmark: env  ## time and memory of PSA and other attention
 	.venv/bin/python -m benchmarks
 
-test: lint  ## lint and run the tests
-	.venv/bin/python -m pytest
+test: lint  ## lint and run the tests, but for slow ones; STACK=onedl: forks
+	$(VENV)/bin/pytest -m 'not slow'
+
+test-slow: env  ## run the slow tests
+	$(VENV)/bin/pytest -m slow
 
 test-block:  ## test the block alone on another torch, TORCH=2.1.2
 	$(PYTHON) -m venv $(BLOCK)
 	$(BLOCK)/bin/pip install -q torch==$(TORCH) -r requirements/block.txt
-	rm -rf build  # it may hold the C++ extension for another torch
-	$(BLOCK)/bin/pip install -q --no-deps --no-build-isolation \
-	  --force-reinstall .
-	$(BLOCK)/bin/pytest -o pythonpath=tests tests/test_ops \
-	  tests/test_psa.py
+	$(BLOCK)/bin/pip install -q --no-deps --force-reinstall .
+	$(BLOCK)/bin/pytest tests/test_ops tests/test_psa.py
 
 upstream-tests: env  ## run upstream's tests, without and with mmpsa
 	.venv/bin/python dev/upstream_tests.py
 
 lint: env  ## check style and format
-	.venv/bin/python -m ruff check --no-cache
-	.venv/bin/python -m ruff format --check
+	$(VENV)/bin/ruff check --no-cache
+	$(VENV)/bin/ruff format --check
 
 format: env  ## mend style and format
 	.venv/bin/python -m ruff check --fix

@@ -5,9 +5,11 @@ torch, and the C++ extension takes the torch that it will run with.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 
+from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
 
@@ -26,3 +28,10 @@ def _environment_path():
 
 # Behind what was asked for to build with.
 sys.path += [path for path in _environment_path() if path not in sys.path]
+
+
+def build_wheel(*args, **kwargs):
+    """As setuptools', from nothing."""
+    # What an earlier build left, for another torch say, would go into it.
+    shutil.rmtree('build', ignore_errors=True)
+    return build_meta.build_wheel(*args, **kwargs)

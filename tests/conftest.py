@@ -1,6 +1,11 @@
 import os
+import sys
+from pathlib import Path
 
 import torch
+
+# For the scripts; behind mmpsa where that is installed apart from them.
+sys.path.append(str(Path(__file__).parents[1]))
 
 # The tensors here are small: threads would cost more than they give.
 torch.set_num_threads(1)

@@ -143,6 +143,12 @@ class TestPackage:
         for name in ('*setuptools*', '_distutils*', 'pkg_res*', 'wheel*'):
             for path in site.glob(name):
                 (tools / path.name).symlink_to(path)
+        version = '{}.{}'.format(*sys.version_info)
+        for tag in (version, sys.implementation.cache_tag):
+            machine = sysconfig.get_platform()
+            stale = tree / f'build/lib.{machine}-{tag}/mmpsa/stale.py'
+            stale.parent.mkdir(parents=True)
+            stale.touch()
         command = 'import build_backend as b; b.build_wheel("dist")'
         subprocess.run(
             [sys.executable, '-S', '-c', command],
@@ -152,9 +158,11 @@ class TestPackage:
             capture_output=True,
         )
         (wheel,) = tree.glob('dist/*.whl')
+        names = zipfile.ZipFile(wheel).namelist()
+        assert 'mmpsa/stale.py' not in names
         built = [
             name
-            for name in zipfile.ZipFile(wheel).namelist()
+            for name in names
             if name.startswith('mmpsa/ops/_') and name.endswith('.so')
         ]
         assert len(built) == 1
@@ -382,3 +390,50 @@ class TestSetUpScript:
         assert 'requirements/build_mmcv.py' in packages
         assert {'setup.py', 'mmpsa/ops/__init__.py'} < mmpsa
         assert not [name for name in mmpsa if name.endswith('.pyc')]
+
+
+class TestVersionsPage:
+    script = load(ROOT / 'docs/versions.py')
+    page = f'# Page\n{script.START}| a | b |\n|---|---|\n{script.END}end\n'
+
+    def test_a_row_is_replaced_by_that_of_the_same_versions(self):
+        page = self.page
+        for row in (['2', 'x', '1 failed'], ['1', 'x', 'y'], ['2', 'x', 'z']):
+            page = self.script.with_row(page, row)
+        assert page == self.page.replace(
+            '|---|---|\n', '|---|---|\n| 1 | x | y |\n| 2 | x | z |\n'
+        )
+
+    @pytest.mark.parametrize(
+        'lines, status, result',
+        [
+            (
+                ['== 3 passed, 1 skipped, 9 warnings in 99.1s (0:01:39) =='],
+                0,
+                '3 passed, 1 skipped',
+            ),
+            (['1 failed, 3 passed in 2.15s'], 1, '1 failed, 3 passed'),
+            (
+                ['3 passed in 2.1s', '2 passed in 1.1s'],
+                0,
+                '3 passed; 2 passed',
+            ),
+            (['no such file'], 2, 'exit status 2'),
+            (['3 passed in 2.1s', 'lost'], 3, '3 passed; exit status 3'),
+        ],
+    )
+    def test_result_of_a_run(self, lines, status, result):
+        code = (
+            f'import sys; print({chr(10).join(lines)!r}); sys.exit({status})'
+        )
+        assert self.script.run([sys.executable, '-c', code]) == result
+
+    def test_versions_of_this_environment(self):
+        python, torch, mmengine, *_ = self.script.versions(sys.prefix)
+        assert python == platform.python_version()
+        assert torch == version('torch')
+        assert mmengine.endswith(version('mmengine'))
+
+    def test_the_page_has_its_table(self):
+        page = self.script.PAGE.read_text()
+        assert self.script.with_row(page, ['a', 'b']).count('| a | b |') == 1
