@@ -1,4 +1,4 @@
-"""What the study's runs take beside mmpsa: SE, and speed on a CPU.
+"""What the study's runs take beside mmpsa: attention to compare with, speed.
 
 Imported by the configs that ``run.py`` writes.
 """
@@ -7,17 +7,84 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
-from mmpose.models.backbones.utils import SELayer
+from timm.layers import EcaModule, SqueezeExcite
+from torch import nn
+
+from mmpsa import PolarizedSelfAttention
+
+
+class DoubledSigmoid(nn.Sigmoid):
+    """From 0 to 2, so that a gate of zeros is 1."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
 
 
 @MODELS.register_module()
-class SE(SELayer):
-    """Squeeze-and-Excitation (arXiv:1709.01507) as a plugin, ratio 16."""
+class SE(SqueezeExcite):
+    """timm's Squeeze-and-Excitation (arXiv:1709.01507) as a plugin, ratio 16.
+
+    Args:
+        in_channels (int): C of the input, N×C×H×W.
+        identity_init (bool): Start as the identity, as PSA does, by a gate of
+            twice the sigmoid. Default: False.
+    """
 
     _abbr_ = 'se'
 
+    def __init__(self, in_channels, identity_init=False):
+        gate = DoubledSigmoid if identity_init else nn.Sigmoid
+        super().__init__(in_channels, gate_layer=gate)
+        self.identity_init = identity_init
+        self.init_weights()
+
+    def init_weights(self):
+        """Start as torch's convolutions do, or as the identity."""
+        self.fc1.reset_parameters()
+        self.fc2.reset_parameters()
+        if self.identity_init:
+            nn.init.zeros_(self.fc2.weight)
+            nn.init.zeros_(self.fc2.bias)
+
+
+@MODELS.register_module()
+class ECA(EcaModule):
+    """timm's Efficient Channel Attention (arXiv:1910.03151) as a plugin.
+
+    It starts as the identity.
+
+    Args:
+        in_channels (int): C of the input, N×C×H×W.
+    """
+
+    _abbr_ = 'eca'
+
     def __init__(self, in_channels):
-        super().__init__(in_channels)
+        super().__init__(in_channels, gate_layer=DoubledSigmoid)
+        self.init_weights()
+
+    def init_weights(self):
+        """Start as the identity."""
+        nn.init.zeros_(self.conv.weight)
+
+
+@MODELS.register_module()
+class ScaledPSA(PolarizedSelfAttention):
+    """``X + γ(PSA(X) - X)``, γ learnt from 0; PSA starts as the paper's."""
+
+    def __init__(self, in_channels, **kwargs):
+        super().__init__(in_channels, **kwargs)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def reset_parameters(self):
+        """Start as the identity."""
+        super().reset_parameters()
+        if hasattr(self, 'gamma'):  # not yet in the constructor
+            nn.init.zeros_(self.gamma)
+
+    def forward(self, x):
+        """N×C×H×W to N×C×H×W, of the same dtype."""
+        return torch.lerp(x, super().forward(x), self.gamma.to(x.dtype))
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -33,9 +100,24 @@ class BF16OptimWrapper(OptimWrapper):
 
 
 @HOOKS.register_module()
-class ChannelsLastHook(Hook):
-    """Keep weights, and so activations, in channels_last memory format."""
+class FastOnCPUHook(Hook):
+    """Layouts and types that a CPU is fast in.
+
+    Weights, and so activations, in channels_last; depthwise convolutions in
+    float32, as oneDNN's backward pass takes several times as long in bfloat16.
+    """
 
     def before_run(self, runner):
         """Convert the model."""
         runner.model.to(memory_format=torch.channels_last)
+        for module in runner.model.modules():
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                module.forward = _in_float32(module.forward)
+
+
+def _in_float32(forward):
+    def run(x):
+        with torch.autocast('cpu', enabled=False):
+            return forward(x.float())
+
+    return run

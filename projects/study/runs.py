@@ -1,6 +1,11 @@
-"""The runs of the study: tasks, arms and what is compared with what."""
+"""The runs of the study: tasks, arms, seeds, and what is compared with what.
+
+An arm is the plugins of a model by its parts: ``backbone``, ``neck``,
+``head``. Tasks with the same arms share them.
+"""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from mmengine.config import Config
 
@@ -9,63 +14,177 @@ REPO = STUDY.parents[1]
 LOGS = STUDY / 'logs'
 COSTS = STUDY / 'cost.json'
 
-TASKS = {  # name: the shipped config of its baseline
-    'pose': 'configs/pose/lspet/td-hm_res18-w32_1xb32-10e_lspet-128x96',
-    'seg': 'configs/seg/camvid/fpn_r18-w32_1xb8-2k_camvid-180x240',
+
+def psa(layout='parallel', identity_init=True, **cfg):
+    """PSA, by default from the identity start."""
+    return dict(type='PSA', layout=layout, identity_init=identity_init, **cfg)
+
+
+SE = dict(type='SE', identity_init=True)
+
+# Where plugins stand in the pretrained networks, by part of the model. The
+# pyramid is a FPN, whose outputs are those of its fpn_convs.
+LEVELS = {f'level{2**i}': i - 2 for i in (2, 3, 4, 5)}  # by their strides
+PLACES = {
+    'pyramid': dict(neck=dict(modules='fpn_convs.*')),
+    'laterals': dict(neck=dict(modules='lateral_convs.*')),
+    **{
+        name: dict(neck=dict(modules=f'fpn_convs.{i}'))
+        for name, i in LEVELS.items()
+    },
+    # the hidden layer: conv_layers in mmpose, convs in mmseg
+    'head': dict(head=dict(modules='conv*s', cfg=dict(in_channels=64))),
+    # the outputs of strides 16 and 32
+    'late': dict(
+        backbone=dict(position='output', stages=(False, False, True, True))
+    ),
+    # each inverted residual's last convolution and norm
+    'blocks': dict(
+        backbone=dict(
+            modules=[
+                'timm_model.blocks.0.*.bn2',
+                *(f'timm_model.blocks.{i}.*.bn3' for i in range(1, 7)),
+            ]
+        )
+    ),
 }
-SHORT = 'seg-short'  # seg with a quarter of the iterations
 
 
-def psa(layout, position='after_conv1', stages=(True,) * 4, **cfg):
-    """A plugins entry with PSA in it."""
-    cfg = dict(type='PSA', layout=layout, **cfg)
-    return dict(cfg=cfg, stages=stages, position=position)
+def at(place, cfg):
+    """Plugins by part of the model: one kind at a place, or at several."""
+    return {
+        part: [dict(where, cfg=dict(cfg, **where.get('cfg', {})))]
+        for name in place.split('+')
+        for part, where in PLACES[name].items()
+    }
 
 
-def other(**cfg):
-    """A plugins entry at the place that the paper gives PSA."""
-    return dict(cfg=cfg, stages=(True,) * 4, position='after_conv1')
+# From ImageNet weights: the plugin, its place, what else is different.
+PRETRAINED = {
+    'none': {},
+    **{
+        f'psa-p_{place}': at(place, psa())
+        for place in (
+            'pyramid',
+            'laterals',
+            'head',
+            'late',
+            'pyramid+head',
+            'pyramid+late',
+            'blocks',
+        )
+    },
+    'se_pyramid': at('pyramid', SE),
+    'psa-s_pyramid': at('pyramid', psa('sequential')),
+    'psa-ch_pyramid': at('pyramid', psa('channel')),
+    'psa-sp_pyramid': at('pyramid', psa('spatial')),
+    'psa-p_pyramid_usual-start': at('pyramid', psa(identity_init=False)),
+    'psa-p_pyramid_scaled': at('pyramid', dict(type='ScaledPSA')),
+    'psa-p_pyramid_lr3': at('pyramid', psa()),
+    'psa-p_pyramid_lr0.3': at('pyramid', psa()),
+    'eca_pyramid': at('pyramid', dict(type='ECA')),
+    **{f'psa-p_{level}': at(level, psa()) for level in LEVELS},
+}
+LR_MULT = {'lr0.3': 0.3, 'lr3': 3.0}  # by the end of the name
 
 
-ARMS = {  # name: the plugins entry of the backbone
-    'none': None,
-    'se': other(type='SE'),
-    'context': other(type='ContextBlock', ratio=1 / 16),
+def after_conv1(cfg, position='after_conv1', stages=(True,) * 4):
+    """A plugin where the paper puts PSA: in every residual block."""
+    return dict(backbone=[dict(cfg=cfg, stages=stages, position=position)])
+
+
+# From scratch, in the half-width ResNet-18.
+SCRATCH = {
+    'none': {},
+    'se': after_conv1(dict(type='SE')),
     # the paper's equations, from the identity or as the paper starts them
-    'psa-p': psa('parallel', identity_init=True),
-    'psa-s': psa('sequential', identity_init=True),
-    'psa-p_usual-start': psa('parallel'),
-    'psa-s_usual-start': psa('sequential'),
+    'psa-p': after_conv1(psa('parallel')),
+    'psa-s': after_conv1(psa('sequential')),
+    'psa-p_usual-start': after_conv1(psa('parallel', False)),
+    'psa-s_usual-start': after_conv1(psa('sequential', False)),
     # the authors' code
-    'psa-p-official': psa('parallel', variant='official'),
-    'psa-s-official': psa('sequential', variant='official'),
+    'psa-p-official': after_conv1(psa('parallel', False, variant='official')),
+    'psa-s-official': after_conv1(
+        psa('sequential', False, variant='official')
+    ),
     # one mask
-    'psa-ch': psa('channel', identity_init=True),
-    'psa-sp': psa('spatial', identity_init=True),
+    'psa-ch': after_conv1(psa('channel')),
+    'psa-sp': after_conv1(psa('spatial')),
     # placement
-    'psa-p_conv2': psa('parallel', 'after_conv2', identity_init=True),
-    'psa-p_stages34': psa(
-        'parallel', stages=(False, False, True, True), identity_init=True
+    'psa-p_conv2': after_conv1(psa('parallel'), 'after_conv2'),
+    'psa-p_stages34': after_conv1(
+        psa('parallel'), stages=(False, False, True, True)
     ),
     # learning rate of the new layers
-    'psa-p_lr0.1': psa('parallel', identity_init=True),
-    'psa-p_lr3': psa('parallel', identity_init=True),
+    'psa-p_lr3': after_conv1(psa('parallel')),
 }
-LR_MULT = {'psa-p_lr0.1': 0.1, 'psa-p_lr3': 3.0}
 
-SEEDS = (0, 1, 2)  # of the comparison
+
+class Task(NamedTuple):
+    """A data set, a network and a recipe.
+
+    Attributes:
+        config (str): The shipped config of the baseline.
+        arms (dict): Plugins by arm.
+        parts (dict): Where the config has the parts of the model.
+        length (float): Of the recipe's iterations.
+    """
+
+    config: str
+    arms: dict
+    parts: dict
+    length: float = 1.0
+
+
+SEG = dict(
+    backbone='model.backbone', neck='model.neck', head='model.decode_head'
+)
+TASKS = {
+    'lspet': Task(
+        'configs/pose/lspet/td-hm_lite0-fpn_1xb32-2e_lspet-128x96.py',
+        PRETRAINED,
+        dict(
+            backbone='model.backbone.0',
+            neck='model.backbone.1',
+            head='model.head',
+        ),
+    ),
+    'camvid': Task(
+        'configs/seg/camvid/fcn_lite0-fpn_1xb8-600_camvid-180x240.py',
+        PRETRAINED,
+        SEG,
+    ),
+    # from scratch
+    'pose': Task(
+        'configs/pose/lspet/td-hm_res18-w32_1xb32-10e_lspet-128x96.py',
+        SCRATCH,
+        dict(backbone='model.backbone'),
+    ),
+    'seg': Task(
+        'configs/seg/camvid/fpn_r18-w32_1xb8-2k_camvid-180x240.py',
+        SCRATCH,
+        SEG,
+    ),
+}
+TASKS['seg-short'] = TASKS['seg']._replace(length=0.25)
+MAIN = ('lspet', 'camvid')
+
+SEEDS = (0, 1, 2, 3, 4)  # of the comparison
 SEARCH_SEED = 10
-MAIN = ('none', 'se', 'psa-p', 'psa-s')
-CONFIRM = (('pose', 'psa-p_conv2'),)  # what the search found promising
+COMPARED = ('none', 'se_pyramid', 'psa-p_pyramid', 'psa-s_pyramid')
+USUAL_START = 'psa-p_pyramid_usual-start'
 
 
 def plan():
-    """Every run of the study, (task, arm, seed), the most telling first."""
-    main = [(arm, seed) for seed in SEEDS for arm in MAIN]
-    runs = [(task, *run) for run in main for task in TASKS]
-    runs += [(SHORT, arm, seed) for seed in SEEDS for arm in ARMS]
-    runs += [(task, arm, SEARCH_SEED) for arm in ARMS for task in TASKS]
-    return runs + [(*found, seed) for found in CONFIRM for seed in SEEDS]
+    """Every run that is planned, (task, arm, seed), in order.
+
+    docs/study.md says what each is for.
+    """
+    runs = [('none', seed) for seed in SEEDS[:3]]
+    runs += [(arm, SEARCH_SEED) for arm in PRETRAINED]
+    runs += [(arm, seed) for seed in SEEDS for arm in COMPARED]
+    runs += [(USUAL_START, seed) for seed in SEEDS[:3]]
+    return [(task, *run) for run in dict.fromkeys(runs) for task in MAIN]
 
 
 def name_of(task, arm, seed):
@@ -77,31 +196,32 @@ def config_of(task, arm, seed):
     """The config of a run: its task's baseline, an arm, a seed.
 
     The study trains on a CPU: bfloat16 and channels_last about double its
-    speed. Evaluation is in float32.
+    speed. Evaluation is in float32. Loading the data in the training process
+    gives every arm of a seed the same data in the same order.
     """
-    base = 'seg' if task == SHORT else task
-    cfg = Config.fromfile(REPO / f'{TASKS[base]}.py')
-    optim_wrapper = dict(type='BF16OptimWrapper')
-    if arm in LR_MULT:
-        optim_wrapper['paramwise_cfg'] = dict(
-            custom_keys={'.psa.': dict(lr_mult=LR_MULT[arm])}
-        )
+    task = TASKS[task]
+    cfg = Config.fromfile(REPO / task.config)
     options = dict(
         custom_imports=dict(imports=['mmpsa', 'projects.study.modules']),
         default_hooks=dict(checkpoint=dict(max_keep_ckpts=1)),
-        custom_hooks=[dict(type='ChannelsLastHook')],
-        optim_wrapper=optim_wrapper,
+        custom_hooks=[dict(type='FastOnCPUHook')],
+        optim_wrapper=dict(type='BF16OptimWrapper'),
         randomness=dict(seed=seed),
-        train_dataloader=dict(num_workers=1),
-        val_dataloader=dict(num_workers=1),
+        train_dataloader=dict(num_workers=0, persistent_workers=False),
+        val_dataloader=dict(num_workers=0, persistent_workers=False),
     )
-    if ARMS[arm] is not None:
-        options['model.backbone.plugins'] = [ARMS[arm]]
-    if task == 'pose':
+    for part, plugins in task.arms[arm].items():
+        options[f'{task.parts[part]}.plugins'] = plugins
+    rate = LR_MULT.get(arm.rpartition('_')[2], 1.0)
+    options['optim_wrapper.paramwise_cfg.custom_keys'] = {
+        f'.{name}.': dict(lr_mult=rate)
+        for name in ('psa', 'se', 'eca')  # also in pretrained blocks
+    }
+    if cfg.default_scope == 'mmpose':
         # the accuracy in mmpose's training log does not take bfloat16
         options['model.train_cfg'] = dict(compute_acc=False)
-    if task == SHORT:
-        length = cfg.train_cfg.max_iters // 4
+    if task.length != 1:
+        length = int(cfg.train_cfg.max_iters * task.length)
         options['train_cfg'] = dict(max_iters=length, val_interval=length)
         cfg.param_scheduler[-1].end = length  # the warm-up stays
     cfg.merge_from_dict(options)
