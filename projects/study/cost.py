@@ -1,12 +1,13 @@
 """Measure what each arm costs, the arms in turn, on one core.
 
-    python -m projects.study.cost
+    python -m projects.study.cost [TASK ...]
 
 Parameters, GFLOPs, and the median seconds of a training step and of a test
 step on the study's own batches go to ``projects/study/cost.json``. Needs the
 data, and a machine that does nothing else.
 """
 
+import argparse
 import copy
 import json
 import statistics
@@ -19,10 +20,15 @@ from mmengine.runner import Runner
 
 from mmpsa.complexity import complexity_of
 
-from . import modules  # noqa: F401  (types that the configs name)
-from .runs import ARMS, COSTS, TASKS, config_of
+from .modules import fast_on_cpu
+from .runs import COMPARED, COSTS, MAIN, TASKS, config_of
 
 ROUNDS = 9
+
+
+def arms_of(task):
+    """The arms to measure: those that are compared."""
+    return COMPARED if task in MAIN else TASKS[task].arms
 
 
 def batch_of(loader, seed=0):
@@ -36,7 +42,7 @@ def steps_of(task, arm):
     cfg = config_of(task, arm, seed=0)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    model.to(memory_format=torch.channels_last)
+    fast_on_cpu(model)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
 
     def train(batch):
@@ -54,12 +60,13 @@ def steps_of(task, arm):
 def seconds(task):
     """Median seconds of both steps, by arm."""
     cfg = config_of(task, 'none', seed=0)
-    times = {arm: ([], []) for arm in ARMS}
+    arms = [*arms_of(task)]
+    times = {arm: ([], []) for arm in arms}
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         loaders = cfg.train_dataloader, cfg.test_dataloader
         batches = [batch_of(loader) for loader in loaders]
-        steps = {arm: steps_of(task, arm) for arm in ARMS}
-        for arm in (*ARMS, *list(ARMS) * ROUNDS):  # a round to warm up
+        steps = {arm: steps_of(task, arm) for arm in arms}
+        for arm in arms * (1 + ROUNDS):  # a round to warm up
             for step, batch, found in zip(steps[arm], batches, times[arm]):
                 batch = copy.deepcopy(batch)
                 start = time.perf_counter()
@@ -72,14 +79,20 @@ def seconds(task):
 
 
 def main():
-    """Measure all arms of all tasks."""
+    """Measure the arms of the tasks on the command line, or of all."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument(
+        'tasks', nargs='*', default=[*MAIN, 'pose', 'seg'], metavar='TASK'
+    )
+    tasks = parser.parse_args().tasks
     torch.set_num_threads(1)
-    costs = {}
-    for task in TASKS:
+    costs = json.loads(COSTS.read_text())
+    for task in tasks:
+        costs[task] = {}
         for arm, (train, test) in seconds(task).items():
             cfg = config_of(task, arm, seed=0)
             params, flops = complexity_of(cfg)
-            costs.setdefault(task, {})[arm] = dict(
+            costs[task][arm] = dict(
                 params=params, flops=flops, train=train, test=test
             )
     COSTS.write_text(json.dumps(costs, indent=1) + '\n')

@@ -101,18 +101,23 @@ class BF16OptimWrapper(OptimWrapper):
 
 @HOOKS.register_module()
 class FastOnCPUHook(Hook):
-    """Layouts and types that a CPU is fast in.
+    """Train in layouts and types that a CPU is fast in."""
+
+    def before_run(self, runner):
+        """Convert the model."""
+        fast_on_cpu(runner.model)
+
+
+def fast_on_cpu(model):
+    """Convert a model, in place, to what a CPU is fast in.
 
     Weights, and so activations, in channels_last; depthwise convolutions in
     float32, as oneDNN's backward pass takes several times as long in bfloat16.
     """
-
-    def before_run(self, runner):
-        """Convert the model."""
-        runner.model.to(memory_format=torch.channels_last)
-        for module in runner.model.modules():
-            if isinstance(module, nn.Conv2d) and module.groups > 1:
-                module.forward = _in_float32(module.forward)
+    model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.forward = _in_float32(module.forward)
 
 
 def _in_float32(forward):

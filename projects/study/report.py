@@ -3,34 +3,48 @@
     python -m projects.study.report
 
 Everything comes from the logs in ``projects/study/logs`` and from what
-``cost.py`` measured. In docs/study.md, a
-table stands between ``<!-- NAME -->`` and ``<!-- end -->``.
+``cost.py`` measured. In docs/study.md, a table, or a sentence with figures,
+stands between ``<!-- NAME -->`` and ``<!-- end -->``.
 """
 
 import json
 import re
 import statistics
 
+from scipy.stats import t as student
+
 from .runs import (
-    ARMS,
+    COMPARED,
     COSTS,
     LOGS,
     MAIN,
+    PRETRAINED,
     REPO,
     SEARCH_SEED,
     SEEDS,
-    SHORT,
     TASKS,
+    USUAL_START,
     name_of,
+    plan,
 )
 
 DOCUMENT = REPO / 'docs/study.md'
 CURVES = REPO / 'docs/images/study_curves.png'
-METRICS = {  # task: what is compared, in percent; what stands beside it
-    'pose': ('bbox@0.1/PCK', 'bbox@0.2/PCK', 'bbox/NME'),
-    'seg': ('mIoU', 'mAcc', 'aAcc'),
-}
-METRICS[SHORT] = METRICS['seg']
+SCRATCH_SEEDS = (0, 1, 2)
+SCRATCH_TASKS = ('pose', 'seg', 'seg-short')
+# what is compared, in percent; what stands beside it
+POSE_METRICS = ('bbox@0.1/PCK', 'bbox@0.2/PCK', 'bbox/NME')
+SEG_METRICS = ('mIoU', 'mAcc', 'aAcc')
+
+
+def is_pose(task):
+    """Whether a task is mmpose's; else it is mmseg's."""
+    return '/pose/' in TASKS[task].config
+
+
+def metrics_of(task):
+    """The names of a task's metrics, that of the comparison first."""
+    return POSE_METRICS if is_pose(task) else SEG_METRICS
 
 
 def read(task, arm, seed):
@@ -47,20 +61,44 @@ def read(task, arm, seed):
         return None
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     training = {x['step']: x for x in lines if 'loss' in x}
-    validation = {x['step']: x for x in lines if METRICS[task][0] in x}
+    validation = {x['step']: x for x in lines if metrics_of(task)[0] in x}
     return list(training.values()), list(validation.values())
 
 
 def percent(task, value):
     """mmpose's accuracies are shares, mmseg's are in percent already."""
-    return 100 * value if task == 'pose' else value
+    return 100 * value if is_pose(task) else value
 
 
 def scores(task, arm, seeds, metric=0):
     """The last figure of each seed's run that has a log, in percent."""
-    logs = (read(task, arm, seed) for seed in seeds)
-    key = METRICS[task][metric]
-    return [percent(task, x[1][-1][key]) for x in logs if x]
+    key = metrics_of(task)[metric]
+    found = {}
+    for seed in seeds:
+        log = read(task, arm, seed)
+        if log:
+            found[seed] = percent(task, log[1][-1][key])
+    return found
+
+
+def paired(task, arm, other='none', seeds=SEEDS):
+    """An arm's differences to another one, of the seeds that both have."""
+    ours, theirs = (scores(task, each, seeds) for each in (arm, other))
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+
+def interval(values):
+    """95 % interval of the mean, by Student's t.
+
+    Returns:
+        tuple[float, float] or None: None of fewer than two values.
+    """
+    if len(values) < 2:
+        return None
+    mean = statistics.mean(values)
+    error = statistics.stdev(values) / len(values) ** 0.5
+    half = student.ppf(0.975, len(values) - 1) * error
+    return mean - half, mean + half
 
 
 def spread(values):
@@ -71,52 +109,97 @@ def spread(values):
     return f'{mean:.1f} ± {deviation:.1f}'
 
 
+def gain(values):
+    """Mean and interval of paired differences as text."""
+    if not values:
+        return ''
+    bounds = interval(values)
+    text = f'{statistics.mean(values):+.1f}'
+    return text + (
+        f' ({bounds[0]:+.1f} to {bounds[1]:+.1f})' if bounds else ''
+    )
+
+
 def table(head, rows):
     """A Markdown table."""
     rule = ['---', *['--:'] * (len(head) - 1)]
     return '\n'.join(f'| {" | ".join(row)} |' for row in (head, rule, *rows))
 
 
-def main_table(task):
-    """The comparison: every arm that has a run of each seed."""
-    base = scores(task, 'none', SEEDS)
+def comparison_table(task):
+    """Arms by seeds, with paired differences; gaps where a run misses."""
     rows = []
-    for arm in ARMS:
-        values = scores(task, arm, SEEDS)
-        if len(values) < len(SEEDS):
+    for arm in (*COMPARED, USUAL_START):
+        found = scores(task, arm, SEEDS)
+        if not found:
             continue
-        gain = statistics.mean(values) - statistics.mean(base)
-        row = [arm, *(f'{x:.1f}' for x in values), spread(values)]
-        row += ['' if arm == 'none' else f'{gain:+.1f}']
-        row += [spread(scores(task, arm, SEEDS, metric)) for metric in (1, 2)]
+        row = [arm, *(f'{found[x]:.1f}' if x in found else '' for x in SEEDS)]
+        row.append(spread([*found.values()]))
+        row.append('' if arm == 'none' else gain(paired(task, arm)))
+        row.append(
+            gain(paired(task, arm, 'se_pyramid')) if 'psa' in arm else ''
+        )
+        row += [
+            spread([*scores(task, arm, SEEDS, metric).values()])
+            for metric in (1, 2)
+        ]
         rows.append(row)
-    names = METRICS[task]
+    if not rows:
+        return 'Nothing was run yet.'
+    names = metrics_of(task)
     seeds = (f'seed {seed}' for seed in SEEDS)
+    head = ['arm', *seeds, names[0], 'over none', 'over SE', *names[1:]]
+    return table(head, rows)
+
+
+def missing():
+    """A sentence on the planned runs that have no log."""
+    runs = plan()
+    done = [run for run in runs if read(*run)]
+    if len(done) == len(runs):
+        return f'All {len(runs)} runs of the plan are done.'
+    return f'{len(done)} of the {len(runs)} runs of the plan are done.'
+
+
+def scratch_table(task):
+    """The comparison from scratch: every arm that has a run of each seed."""
+    base = scores(task, 'none', SCRATCH_SEEDS)
+    rows = []
+    for arm in TASKS[task].arms:
+        values = [*scores(task, arm, SCRATCH_SEEDS).values()]
+        if len(values) < len(SCRATCH_SEEDS):
+            continue
+        over = statistics.mean(values) - statistics.mean(base.values())
+        row = [arm, *(f'{x:.1f}' for x in values), spread(values)]
+        row += ['' if arm == 'none' else f'{over:+.1f}']
+        row += [
+            spread([*scores(task, arm, SCRATCH_SEEDS, metric).values()])
+            for metric in (1, 2)
+        ]
+        rows.append(row)
+    names = metrics_of(task)
+    seeds = (f'seed {seed}' for seed in SCRATCH_SEEDS)
     head = ['arm', *seeds, names[0], 'over none', *names[1:]]
     return table(head, rows)
 
 
-def search_table():
+def search_table(tasks, arms):
     """The runs of the seed that nothing else is judged by."""
-    tasks = {
-        task: scores(task, 'none', [SEARCH_SEED])[0]
-        for task in TASKS
-        if read(task, 'none', SEARCH_SEED)
-    }
-    if not tasks:
-        return 'Nothing was run yet.'
     rows = []
-    for arm in ARMS:
+    for arm in arms:
         row = [arm]
-        for task, base in tasks.items():
-            values = scores(task, arm, [SEARCH_SEED])
-            gain = f'{values[0] - base:+.1f}' if values else ''
-            row += [f'{values[0]:.1f}' if values else '', gain]
+        for task in tasks:
+            values = [*scores(task, arm, [SEARCH_SEED]).values()]
+            over = paired(task, arm, seeds=[SEARCH_SEED])
+            row += [f'{x:.1f}' for x in values] or ['']
+            row += [f'{x:+.1f}' for x in over if arm != 'none'] or ['']
         if any(row[1:]):
             rows.append(row)
+    if not rows:
+        return 'Nothing was run yet.'
     head = ['arm']
     for task in tasks:
-        head += [METRICS[task][0], 'over none']
+        head += [metrics_of(task)[0], 'over none']
     return table(head, rows)
 
 
@@ -145,45 +228,61 @@ def cost_table(task):
     return table(head, rows)
 
 
+def seconds_of(task, arm):
+    """What an epoch of a pose task, an iteration of the others takes."""
+    step = json.loads(COSTS.read_text())[task][arm]['train']
+    return step * (281 if is_pose(task) else 1)
+
+
 def draw_curves():
-    """The metric over training: each arm's mean, and the range of seeds."""
+    """The metric over training and over minutes: mean and range of seeds."""
     import matplotlib.pyplot as plt
 
     plt.switch_backend('agg')
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(10, 4))
-    for ax, task in zip(axes, TASKS):
-        key = METRICS[task][0]
-        for arm in MAIN:
+    figure, axes = plt.subplots(2, len(MAIN), figsize=(10, 7))
+    for column, task in zip(axes.T, MAIN):
+        key = metrics_of(task)[0]
+        for arm in COMPARED:
             logs = [read(task, arm, seed) for seed in SEEDS]
-            if None in logs:
+            logs = [log for log in logs if log]
+            if not logs:
                 continue
             steps = [x['step'] for x in logs[0][1]]
-            curves = [
+            values = [
                 [percent(task, x[key]) for x in validation]
                 for _, validation in logs
             ]
-            columns = list(zip(*curves))
-            means = [statistics.mean(column) for column in columns]
-            (line,) = ax.plot(steps, means, marker='.', label=arm)
-            low, high = map(min, columns), map(max, columns)
-            ax.fill_between(
-                steps, list(low), list(high), color=line.get_color(), alpha=0.2
-            )
-        unit = 'epoch' if task == 'pose' else 'iteration'
-        ax.set(xlabel=unit, ylabel=f'{key}, %', title=task)
-        ax.grid(alpha=0.3)
-        ax.legend()
+            points = list(zip(*values))
+            means = [statistics.mean(point) for point in points]
+            minutes = [x * seconds_of(task, arm) / 60 for x in steps]
+            low, high = (list(map(f, points)) for f in (min, max))
+            for ax, xs in zip(column, (steps, minutes)):
+                label = f'{arm}, {len(logs)} seeds'
+                (line,) = ax.plot(xs, means, marker='.', label=label)
+                ax.fill_between(
+                    xs, low, high, color=line.get_color(), alpha=0.2
+                )
+        unit = 'epochs' if is_pose(task) else 'iterations'
+        for ax, label in zip(column, (unit, 'minutes on one core')):
+            ax.set(xlabel=label, ylabel=f'{key}, %', title=task)
+            ax.grid(alpha=0.3)
+            ax.legend()
     figure.tight_layout()
     CURVES.parent.mkdir(exist_ok=True)
     figure.savefig(CURVES, dpi=100)
 
 
 def tables():
-    """The tables of docs/study.md, by name."""
-    found = {'search': search_table()}
-    found[f'{SHORT}: comparison'] = main_table(SHORT)
-    for task in TASKS:
-        found[f'{task}: comparison'] = main_table(task)
+    """What docs/study.md has from logs, by name."""
+    found = {'missing': missing(), 'search': search_table(MAIN, PRETRAINED)}
+    for task in MAIN:
+        found[f'{task}: comparison'] = comparison_table(task)
+        found[f'{task}: cost'] = cost_table(task)
+    arms = TASKS['pose'].arms
+    found['scratch: search'] = search_table(('pose', 'seg'), arms)
+    for task in SCRATCH_TASKS:
+        found[f'{task}: comparison'] = scratch_table(task)
+    for task in ('pose', 'seg'):
         found[f'{task}: cost'] = cost_table(task)
     return found
 

@@ -29,6 +29,7 @@ def train(run):
     """
     name = name_of(*run)
     folder = WORK / name
+    folder.mkdir(parents=True, exist_ok=True)
     config = folder / 'config.py'
     mim = Path(sys.executable).with_name('mim')
     command = [mim, 'train', 'mmpsa', config, '--work-dir', folder, '--resume']
@@ -39,6 +40,7 @@ def train(run):
             return 0  # another process trains it
         if log_of(run).exists():
             return 0  # and another has
+        config_of(*run).dump(config)
         status = subprocess.call(
             command,
             env=dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS='1'),
@@ -82,10 +84,6 @@ def main():
         if args.only in name and not log_of(run).exists()
     ]
     print(f'{len(pending)} of {len(names)} runs to train', flush=True)
-    for run in pending:
-        folder = WORK / name_of(*run)
-        folder.mkdir(parents=True, exist_ok=True)
-        config_of(*run).dump(folder / 'config.py')
     with ThreadPoolExecutor(args.jobs) as pool:
         sys.exit(max(pool.map(train, pending), default=0))
 

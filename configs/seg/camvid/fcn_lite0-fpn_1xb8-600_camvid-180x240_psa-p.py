@@ -1,0 +1,13 @@
+_base_ = './fcn_lite0-fpn_1xb8-600_camvid-180x240.py'
+
+custom_imports = dict(imports=['mmpsa'])
+model = dict(
+    neck=dict(
+        plugins=[
+            dict(
+                cfg=dict(type='PSA', layout='parallel', identity_init=True),
+                modules='fpn_convs.*',
+            )
+        ]
+    )
+)
