@@ -4,37 +4,79 @@ import json
 import math
 
 import pytest
+import timm
 import torch
-from mmcv.cnn.bricks import ContextBlock
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
 from mmpsa import PolarizedSelfAttention
 from projects.study import report, runs
-from projects.study.modules import SE
+from projects.study.modules import ECA, SE, fast_on_cpu
 
-ARMS = [(task, arm) for task in runs.TASKS for arm in runs.ARMS]
+SCRATCH = [(task, arm) for task in ('pose', 'seg') for arm in runs.SCRATCH]
+PRETRAINED = [('camvid', arm) for arm in runs.PRETRAINED] + [
+    ('lspet', arm) for arm in ('psa-p_pyramid+head', 'psa-p_late')
+]
+PLUGINS = {  # how many an arm has, by its place
+    'pyramid': 4,
+    'laterals': 4,
+    'head': 1,
+    'late': 2,
+    'blocks': 16,
+    **dict.fromkeys(runs.LEVELS, 1),
+}
 
 
-def backbone_of(task, arm):
-    """An arm's backbone as training starts with it."""
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory):
+    """A file with weights for the pretrained backbone."""
+    path = tmp_path_factory.mktemp('pretrained') / 'weights.pth'
+    torch.manual_seed(1)
+    model = timm.create_model('tf_efficientnet_lite0')
+    weights = model.state_dict().items()
+    torch.save({f'timm_model.{name}': x for name, x in weights}, path)
+    return path
+
+
+def build(task, arm, weights=None):
+    """An arm's model as training starts with it, and its config."""
     cfg = runs.config_of(task, arm, seed=0)
+    if weights:
+        backbone = f'{runs.TASKS[task].parts["backbone"]}.init_cfg.checkpoint'
+        cfg.merge_from_dict({backbone: str(weights)})
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
     torch.manual_seed(0)
     model.init_weights()
-    return model.backbone
+    return model, cfg
 
 
-def plugins_of(backbone):
-    kinds = (PolarizedSelfAttention, SE, ContextBlock)
-    found = [m for m in backbone.modules() if isinstance(m, kinds)]
+def plugins_of(model):
+    kinds = (PolarizedSelfAttention, SE, ECA)
+    found = [m for m in model.modules() if isinstance(m, kinds)]
     inside = {id(m) for plugin in found for m in plugin.modules()}
     return found, inside
 
 
-@pytest.mark.parametrize(('task', 'arm'), ARMS)
-def test_where_plugins_are_and_how_all_start(task, arm):
-    backbone = backbone_of(task, arm)
+def outputs(model, base):
+    """What two models with the weights of ``base`` compute alike."""
+    keys = model.load_state_dict(base.state_dict(), strict=False)
+    assert not keys.unexpected_keys
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return [m.eval()._forward(x) for m in (base, model)]
+
+
+def is_same(a, b):
+    if isinstance(a, (list, tuple)):
+        return all(map(is_same, a, b))
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(('task', 'arm'), SCRATCH)
+def test_where_plugins_are_and_how_all_start_from_scratch(task, arm):
+    backbone = build(task, arm)[0].backbone
     plugins, inside = plugins_of(backbone)
     assert len(plugins) == {'none': 0, 'psa-p_stages34': 4}.get(arm, 8)
     for name, module in backbone.named_modules():
@@ -44,36 +86,64 @@ def test_where_plugins_are_and_how_all_start(task, arm):
             assert module.weight.std().item() == pytest.approx(std, rel=0.1)
 
 
-@pytest.mark.parametrize(('task', 'arm'), ARMS)
-def test_identity_or_not_at_the_start(task, arm):
-    torch.manual_seed(0)
-    x = torch.rand(2, 3, 64, 64)
-    base, backbone = backbone_of(task, 'none'), backbone_of(task, arm)
+@pytest.mark.parametrize(('task', 'arm'), SCRATCH)
+def test_identity_or_not_at_the_start_from_scratch(task, arm):
+    base, backbone = (build(task, name)[0].backbone for name in ('none', arm))
     for module in base.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             # 0 at the end of each block at the start: that hides plugins
             torch.nn.init.ones_(module.weight)
     keys = backbone.load_state_dict(base.state_dict(), strict=False)
     assert not keys.unexpected_keys
-    base.eval()
-    backbone.eval()
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        same = all(
-            torch.allclose(a, b, rtol=1e-4, atol=1e-5)
-            for a, b in zip(base(x), backbone(x))
-        )
+        same = is_same(base.eval()(x), backbone.eval()(x))
     usual = ('official', 'usual-start')
     assert same == (arm != 'se' and not arm.endswith(usual))
 
 
+@pytest.mark.parametrize(('task', 'arm'), PRETRAINED)
+def test_pretrained_arm(task, arm, pretrained):
+    base, _ = build(task, 'none', pretrained)
+    model, cfg = build(task, arm, pretrained)
+    weights = torch.load(pretrained)
+    for name, tensor in model.state_dict().items():
+        if 'timm_model.' in name and 'psa' not in name:
+            name = name[name.index('timm_model.') :]
+            torch.testing.assert_close(tensor, weights[name])
+
+    plugins, _ = plugins_of(model)
+    places = [] if arm == 'none' else arm.split('_')[1].split('+')
+    assert len(plugins) == sum(PLUGINS[place] for place in places)
+    assert is_same(*outputs(model, base)) == (not arm.endswith('usual-start'))
+
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    rates = [group['lr'] for group in wrapper.optimizer.param_groups]
+    mult = dict(lr3=3, **{'lr0.3': 0.3}).get(arm.split('_')[-1], 1)
+    for (name, _), rate in zip(model.named_parameters(), rates):
+        new = {'psa', 'se', 'eca'} & set(name.split('.'))
+        expected = mult if new else 0.5 if 'timm_model' in name else 1
+        assert rate == pytest.approx(2e-3 * expected), name
+
+
+def test_gates_open_and_close():
+    x = torch.rand(2, 64, 5, 5)
+    for plugin in (SE(64, identity_init=True), ECA(64)):
+        torch.testing.assert_close(plugin(x), x)
+        final = plugin.fc2.bias if isinstance(plugin, SE) else None
+        if final is not None:
+            torch.nn.init.constant_(final, 20)
+            torch.testing.assert_close(plugin(x), 2 * x)
+    assert not torch.allclose(SE(64)(x), x, atol=0.1)
+
+
 def test_usual_start():
-    kaiming = {  # parameter: its fan in, or fan out in mmpose's SELayer
+    kaiming = {  # parameter: its fan in
         'psa-p_usual-start': {'ch_wv': 256, 'ch_wz': 128, 'sp_wq': 256},
         'psa-p-official': {'conv_v_right': 256, 'conv_q_left': 256},
-        'se': {'conv1.conv': 16, 'conv2.conv': 256},
     }
     for arm, parameters in kaiming.items():
-        plugin = plugins_of(backbone_of('pose', arm))[0][-1]
+        plugin = plugins_of(build('pose', arm)[0])[0][-1]
         for name, fan in parameters.items():
             std = plugin.get_parameter(f'{name}.weight').std().item()
             assert std == pytest.approx(math.sqrt(2 / fan), rel=0.1), name
@@ -81,34 +151,52 @@ def test_usual_start():
             assert (plugin.ln.weight == 1).all() and plugin.mask_scale == 1
 
 
-def test_learning_rate_of_new_layers():
-    from mmengine.optim import build_optim_wrapper
-
-    cfg = runs.config_of('pose', 'psa-p_lr3', seed=0)
-    backbone = backbone_of('pose', 'psa-p_lr3')
-    wrapper = build_optim_wrapper(backbone, cfg.optim_wrapper)
-    names = [name for name, _ in backbone.named_parameters()]
-    rates = [group['lr'] for group in wrapper.optimizer.param_groups]
-    assert len(names) == len(rates)
-    for name, rate in zip(names, rates):
-        assert rate == pytest.approx(6e-3 if '.psa.' in name else 2e-3), name
+def test_fast_on_cpu_keeps_the_function():
+    torch.manual_seed(0)
+    model = timm.create_model('tf_efficientnet_lite0', features_only=True)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        fast_on_cpu(model)
+        assert is_same(expected, model(x))
+    dtypes = []
+    model.blocks[0][0].conv_dw.register_forward_hook(
+        lambda module, args, out: dtypes.append(out.dtype)
+    )
+    with torch.autocast('cpu', torch.bfloat16):
+        assert model(x)[0].dtype == torch.bfloat16
+    assert dtypes == [torch.float32]
 
 
 def test_arms_of_the_shipped_configs():
-    from mmengine.config import Config
-
-    for task, base in runs.TASKS.items():
-        for arm in ('psa-p', 'psa-s'):
-            shipped = Config.fromfile(runs.REPO / f'{base}_{arm}.py')
-            entry = dict(shipped.model.backbone.plugins[0])
-            assert {**entry, 'cfg': dict(entry['cfg'])} == runs.ARMS[arm]
+    for task in (*runs.MAIN, 'pose', 'seg'):
+        base, arms, parts, _ = runs.TASKS[task]
+        for layout in 'ps':
+            path = base.replace('.py', f'_psa-{layout}.py')
+            shipped = Config.fromfile(runs.REPO / path)
+            arm = f'psa-{layout}' + ('_pyramid' if task in runs.MAIN else '')
+            ((part, plugins),) = arms[arm].items()
+            model = shipped
+            for key in parts[part].split('.'):
+                model = model[int(key) if key.isdigit() else key]
+            assert [x.to_dict() for x in model.plugins] == plugins
 
 
 def test_plan_has_each_run_once():
     plan = runs.plan()
     assert len(set(plan)) == len(plan)
-    names = {runs.name_of(*run) for run in plan}
-    assert {path.stem for path in runs.LOGS.iterdir()} <= names
+    for task, arm, _ in plan:
+        assert arm in runs.TASKS[task].arms
+
+
+def test_logs_are_of_known_runs():
+    known = {
+        runs.name_of(task, arm, seed)
+        for task, (_, arms, _, _) in runs.TASKS.items()
+        for arm in arms
+        for seed in (*runs.SEEDS, runs.SEARCH_SEED)
+    }
+    assert {path.stem for path in runs.LOGS.iterdir()} <= known
 
 
 def test_read_takes_the_last_line_of_a_step(tmp_path, monkeypatch):
@@ -126,7 +214,29 @@ def test_read_takes_the_last_line_of_a_step(tmp_path, monkeypatch):
     training, validation = report.read('seg', 'none', 0)
     assert [x['loss'] for x in training] == [3.0, 1.0]
     assert validation == [dict(step=100, mIoU=40.0)]
-    assert report.scores('seg', 'none', [0, 1]) == [40.0]
+    assert report.scores('seg', 'none', [0, 1]) == {0: 40.0}
+
+
+def test_interval_of_paired_differences(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, 'LOGS', tmp_path)
+    figures = {'none': (50.0, 51.0, 52.0), 'psa-p_pyramid': (51.0, 53.0, 55.0)}
+    for arm, values in figures.items():
+        for seed, value in enumerate(values):
+            path = tmp_path / f'camvid_{arm}_seed{seed}.json'
+            path.write_text(json.dumps(dict(step=600, mIoU=value)))
+    (tmp_path / 'camvid_none_seed3.json').write_text(
+        json.dumps(dict(step=600, mIoU=0.0))  # without a partner
+    )
+    differences = report.paired('camvid', 'psa-p_pyramid')
+    assert differences == [1.0, 2.0, 3.0]
+    # t of 2 degrees of freedom at 97.5 %, from a table: 4.303
+    half = 4.303 / math.sqrt(3)
+    assert report.interval(differences) == pytest.approx(
+        (2 - half, 2 + half), abs=1e-3
+    )
+    assert report.gain(differences) == '+2.0 (-0.5 to +4.5)'
+    assert report.interval([1.0]) is None
+    assert report.gain([1.0]) == '+1.0'
 
 
 def test_document_shows_what_the_logs_say():

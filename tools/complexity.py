@@ -6,14 +6,32 @@ written, with their C/2×H×W maps, instead of as mmpsa computes them.
 """
 
 import argparse
+import copy
 from pathlib import Path
+
+
+def remove_plugins(cfg):
+    """Take every ``plugins`` out of a model's config.
+
+    Args:
+        cfg (dict or list): The config, or a part of it.
+
+    Returns:
+        int: How many there were.
+    """
+    if isinstance(cfg, dict):
+        found = cfg.pop('plugins', None) is not None
+        return found + sum(map(remove_plugins, cfg.values()))
+    if isinstance(cfg, (list, tuple)):
+        return sum(map(remove_plugins, cfg))
+    return 0
 
 
 def row_of(path):
     """One row of the table: a config's name and seven figures.
 
     Args:
-        path (str): A config whose backbone has ``plugins``.
+        path (str): A config whose model has ``plugins``.
 
     Returns:
         list[str]: name; parameters in millions without plugins, with, and
@@ -21,19 +39,19 @@ def row_of(path):
         as they are written.
 
     Raises:
-        ValueError: If the backbone has no ``plugins``.
+        ValueError: If nothing in the model has ``plugins``.
     """
     from mmengine.config import Config
 
     from mmpsa.complexity import complexity_of
 
     cfg = Config.fromfile(path)
-    if not cfg.model.backbone.get('plugins'):
-        raise ValueError(f'{path}: model.backbone has no plugins')
+    base = copy.deepcopy(cfg)
+    if not remove_plugins(base.model):
+        raise ValueError(f'{path}: nothing in its model has plugins')
     params, flops = complexity_of(cfg)
     _, naive_flops = complexity_of(cfg, naive=True)
-    del cfg.model.backbone['plugins']
-    base_params, base_flops = complexity_of(cfg)
+    base_params, base_flops = complexity_of(base)
     return [
         Path(path).stem,
         f'{base_params / 1e6:.2f}',

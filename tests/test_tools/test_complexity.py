@@ -88,5 +88,5 @@ def test_table(capsys):
 
 def test_config_without_plugins_is_refused():
     path = str(REPO / SMALL.format('p').replace('_psa-p', ''))
-    with pytest.raises(ValueError, match='backbone has no plugins'):
+    with pytest.raises(ValueError, match='nothing in its model has plugins'):
         load_script('tools/complexity.py').row_of(path)
