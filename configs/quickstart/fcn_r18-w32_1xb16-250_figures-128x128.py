@@ -1,8 +1,11 @@
 """Body parts on the generated figures: about a minute on two cores."""
 
-_base_ = ['mmseg::_base_/default_runtime.py', '../_base_/models/res18-w32.py']
+_base_ = [
+    'mmseg::_base_/default_runtime.py',
+    '../_base_/datasets/figures_parts.py',
+    '../_base_/models/res18-w32.py',
+]
 
-crop_size = (96, 96)
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
@@ -13,7 +16,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=crop_size,
+        size={{_base_.crop_size}},
     ),
     backbone=dict(norm_cfg=norm_cfg),
     decode_head=dict(
@@ -38,56 +41,6 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )
-
-dataset = dict(
-    type='BaseSegDataset',
-    data_root='data/figures/',
-    metainfo=dict(
-        classes=('background', 'head', 'torso', 'arm', 'leg'),
-        palette=[
-            [40, 40, 40],
-            [255, 80, 80],
-            [90, 220, 90],
-            [60, 160, 255],
-            [230, 90, 230],
-        ],
-    ),
-)
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomCrop', crop_size=crop_size),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
-train_dataloader = dict(
-    batch_size=16,
-    num_workers=0,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        dataset,
-        data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=16,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        dataset,
-        data_prefix=dict(img_path='images/val', seg_map_path='masks/val'),
-        pipeline=test_pipeline,
-    ),
-)
-test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=250, val_interval=250)
 val_cfg = dict(type='ValLoop')
