@@ -492,7 +492,11 @@ REFUSED = [
             (dict(type=''), ValueError, r"\['cfg'\] cannot be built"),
             (dict(type='psa'), ValueError, r"\['cfg'\] cannot .*psa"),
             (dict(type='mmseg.Nope'), ValueError, r"\['cfg'\] .*Nope"),
-            (dict(type='ResNet'), ValueError, r"\['cfg'\] cannot be built"),
+            (
+                dict(type='ResNet', _scope_='mmpose'),
+                ValueError,
+                r"\['type'\] must be a plugin",
+            ),
             (dict(type='BN'), ValueError, r"\['cfg'\] cannot be built"),
             (dict(type=nn.ReLU), ValueError, r"\['cfg'\] cannot be built"),
             (dict(type='PSA', layout='both'), ValueError, 'layout must be'),
