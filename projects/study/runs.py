@@ -154,6 +154,11 @@ TASKS = {
         PRETRAINED,
         SEG,
     ),
+    'figures': Task(
+        'configs/quickstart/fcn_lite0-fpn_1xb16-600_figures-64x64.py',
+        PRETRAINED,
+        SEG,
+    ),
     # from scratch
     'pose': Task(
         'configs/pose/lspet/td-hm_res18-w32_1xb32-10e_lspet-128x96.py',
@@ -167,7 +172,7 @@ TASKS = {
     ),
 }
 TASKS['seg-short'] = TASKS['seg']._replace(length=0.25)
-MAIN = ('lspet', 'camvid')
+MAIN = ('lspet', 'camvid', 'figures')
 
 SEEDS = (0, 1, 2, 3, 4)  # of the comparison
 SEARCH_SEED = 10
