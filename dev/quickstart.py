@@ -210,7 +210,7 @@ def draw(models):
             with record_masks(pair[1]) as record:
                 extent = draw_one(row[1:4], pair, index)
             for axis, name in zip(row[4:], MASKED):
-                mask = record.masks[f'{name}.psa'].spatial[0]
+                mask = record.masks[f'backbone.{name}.psa'].spatial[0]
                 heat = axis.imshow(
                     mask, alpha=0.7, extent=extent, cmap='magma'
                 )

@@ -90,12 +90,12 @@ def record_of(model, inputs):
 
 class TestFind:
     def test_last_of_each_stage(self):
-        names = [f'layer{n}.1.psa' for n in (1, 2, 3, 4)]
+        names = [f'backbone.layer{n}.1.psa' for n in (1, 2, 3, 4)]
         assert list(find_psa(build({}))) == names
 
     def test_last_of_each_branch(self):
-        names = ['layer1.0.psa'] + [
-            f'stage{n}.0.branches.{branch}.0.psa'
+        names = ['backbone.layer1.0.psa'] + [
+            f'backbone.stage{n}.0.branches.{branch}.0.psa'
             for n in (2, 3, 4)
             for branch in range(n)
         ]
@@ -104,8 +104,8 @@ class TestFind:
     def test_each_plugin(self):
         model = build({}, dict(layout='channel', postfix='_b'))
         assert [name for name in find_psa(model) if 'layer2' in name] == [
-            'layer2.1.psa',
-            'layer2.1.psa_b',
+            'backbone.layer2.1.psa',
+            'backbone.layer2.1.psa_b',
         ]
 
     @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ class TestFind:
         plugins = [dict(cfg=dict(type='PSA'), position=position)]
         model = nn.Module()
         model.backbone = build_backbone(codebase, name, plugins=plugins)
-        assert list(find_psa(model)) == names
+        assert list(find_psa(model)) == [f'backbone.{x}' for x in names]
 
     def test_modules_by_name(self):
         """Each in the stage of the module that it follows."""
@@ -148,10 +148,26 @@ class TestFind:
         model = nn.Module()
         model.backbone = build_backbone('mmpose', 'ResNet18', plugins=plugins)
         assert list(find_psa(model)) == [
-            'layer3.1.psa',
-            'after_module.layer2.psa',
-            'after_module.conv1.psa',
+            'backbone.layer3.1.psa',
+            'backbone.after_module.layer2.psa',
+            'backbone.after_module.conv1.psa',
         ]
+
+    def test_in_a_neck_and_a_head(self):
+        plugin = dict(cfg=dict(type='PSA'), modules='fpn_convs.*')
+        model = build({})
+        model.neck = MODELS.build(
+            dict(
+                type='mmseg.FPN',
+                in_channels=[8, 16],
+                out_channels=4,
+                num_outs=2,
+                plugins=[plugin],
+            )
+        )
+        names = [*find_psa(model)]
+        assert names[:4] == [f'backbone.layer{n}.1.psa' for n in (1, 2, 3, 4)]
+        assert names[4:] == [f'neck.fpn_convs.{n}.psa' for n in (0, 1)]
 
     def test_inside_wrappers(self):
         model = build({})
@@ -160,7 +176,7 @@ class TestFind:
         assert find_psa(wrapped) == find_psa(model)
 
     def test_none(self):
-        with pytest.raises(ValueError, match='backbone of Mean has no PSA'):
+        with pytest.raises(ValueError, match='Mean has no PSA'):
             find_psa(build())
 
 
@@ -264,7 +280,7 @@ class TestDraw:
     def test_each_mask_in_its_place(self, kind):
         record = record_of(build({}), pictures())
         before = draw_masks(record)
-        name = 'layer2.1.psa'
+        name = 'backbone.layer2.1.psa'
         mask = getattr(record.masks[name], kind).copy()
         # between the extremes, which are written beside it
         at = np.argsort(mask.ravel())[mask.size // 2]

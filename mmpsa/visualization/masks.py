@@ -38,8 +38,8 @@ class MaskRecord:
     Attributes:
         image (np.ndarray): The network's input, H×W×3, RGB, uint8; None until
             the model has run.
-        masks (dict[str, BlockMasks]): By the block's name in the backbone, in
-            the order in which they ran.
+        masks (dict[str, BlockMasks]): By the block's name in the model, in the
+            order in which they ran.
     """
 
     def __init__(self):
@@ -48,31 +48,31 @@ class MaskRecord:
 
 
 def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
-    """The last PSA block of each stage of a model's backbone, by name.
+    """The last PSA block of each stage of a model, and those in no stage.
 
     In HRNet the last one of each branch of each stage; where residual blocks
-    have several PSA plugins, the last one of each. Those after a stage, and
-    those of each output of the backbone, are counted apart.
+    have several PSA plugins, the last one of each. Those after a stage, at an
+    output of the backbone, in a neck and in a head are all listed.
 
     Args:
-        model (nn.Module): A model of mmpose or mmseg (anything with a
-            ``backbone``), wrapped (``module``) or not.
+        model (nn.Module): A model of mmpose or mmseg, wrapped (``module``) or
+            not.
 
     Raises:
         ValueError: If there is none.
     """
     model, last = _unwrap(model), {}
-    for name, module in model.backbone.named_modules():
+    for name, module in model.named_modules():
         if isinstance(module, PolarizedSelfAttention):
-            stage = stage_of(model.backbone, followed(name))
+            stage = stage_of(model, followed(name))
             *path, plugin = name.split('.')
             kind = plugin, AFTER_STAGE in path
             # The branches of HRNet differ in width.
             last[stage, kind, module.in_channels] = name, module
     if not last:
         raise ValueError(
-            f'the backbone of {type(model).__name__} has no PSA blocks whose '
-            'masks could be drawn; its config needs a plugins= entry with '
+            f'{type(model).__name__} has no PSA blocks whose masks could be '
+            'drawn; its config needs a plugins= entry with '
             "type='PSA'"
         )
     return dict(last.values())
@@ -80,17 +80,17 @@ def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
 
 @contextmanager
 def record_masks(model: nn.Module) -> Iterator[MaskRecord]:
-    """Record the masks for the first sample that the backbone sees.
+    """Record the masks for the first sample that the model sees.
 
-    The backbone's first run within the context is recorded. Others, on
+    The model's first run within the context is recorded. Others, on
     flipped images or the next window of a large one, are not. What the model
     computes is unchanged.
 
     Args:
-        model (nn.Module): As in :func:`find_psa`.
+        model (nn.Module): As in :func:`find_psa`, with a ``backbone``.
 
     Yields:
-        MaskRecord: Filled when the backbone runs.
+        MaskRecord: Filled when the model runs.
 
     Raises:
         ValueError: If the model has no PSA blocks.
