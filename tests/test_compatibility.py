@@ -129,6 +129,8 @@ def test_two_distributions_of_one_package(monkeypatch):
 def test_a_codebase_that_refuses_mmcv_22(codebase, limit, tmp_path):
     """The command of the warning makes it accept that mmcv."""
     path = Path(find_spec(codebase).origin)
+    if limit not in path.read_text():
+        pytest.skip('the fork has no such limit')
     copy = tmp_path / path.name
     copy.write_text(path.read_text())
     with pytest.warns(UserWarning) as warned:
