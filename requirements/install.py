@@ -25,7 +25,7 @@ BUILD_MMCV = 'requirements/build_mmcv.py'
 # What is installed where there is no uv, by this Python's pip.
 UV = 'uv==0.13.9'
 UV_VENV = ROOT / '.venv-uv'
-OLDEST_UV = (0, 8)  # has `uv venv --clear`
+OLDEST_UV = (0, 9)  # has `extra-build-dependencies`
 # Measured: 5.3 GB of packages, hard links to uv's cache on the same disk.
 NEEDED_GB = 7
 

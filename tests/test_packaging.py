@@ -330,7 +330,7 @@ class TestSetUpScript:
         ours = str(script.UV_VENV / 'bin/uv')
         assert script.find_uv() == ours
         assert ran == ['a venv for uv', 'uv']
-        answers['uv'] = 'uv 0.8.0 (x86_64)'
+        answers['uv'] = 'uv 0.9.0 (x86_64)'
         assert script.find_uv() == 'uv'
         answers = {ours: 'uv 0.13.9'}
         assert script.find_uv() == ours
