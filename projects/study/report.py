@@ -31,6 +31,7 @@ from .runs import (
 DOCUMENT = REPO / 'docs/study.md'
 CURVES = REPO / 'docs/images/study_curves.png'
 SCRATCH_SEEDS = (0, 1, 2)
+ITERATIONS_PER_EPOCH = 281  # of LSPET, the steps of whose logs are epochs
 SCRATCH_TASKS = ('pose', 'seg', 'seg-short')
 # what is compared, in percent; what stands beside it
 POSE_METRICS = ('bbox@0.1/PCK', 'bbox@0.2/PCK', 'bbox/NME')
@@ -205,7 +206,9 @@ def search_table(tasks, arms):
 
 def cost_table(task):
     """What an arm costs, from ``cost.py``."""
-    costs = json.loads(COSTS.read_text())[task]
+    costs = json.loads(COSTS.read_text()).get(task)
+    if not costs:
+        return 'Not measured yet.'
     base = costs['none']
     rows = [
         [
@@ -228,10 +231,13 @@ def cost_table(task):
     return table(head, rows)
 
 
-def seconds_of(task, arm):
-    """What an epoch of a pose task, an iteration of the others takes."""
-    step = json.loads(COSTS.read_text())[task][arm]['train']
-    return step * (281 if is_pose(task) else 1)
+def minutes_of(task, arm, steps):
+    """What training to each step takes, or None: not measured yet."""
+    costs = json.loads(COSTS.read_text()).get(task)
+    if not costs:
+        return None
+    iterations = ITERATIONS_PER_EPOCH if is_pose(task) else 1
+    return [step * iterations * costs[arm]['train'] / 60 for step in steps]
 
 
 def draw_curves():
@@ -239,7 +245,7 @@ def draw_curves():
     import matplotlib.pyplot as plt
 
     plt.switch_backend('agg')
-    figure, axes = plt.subplots(2, len(MAIN), figsize=(10, 7))
+    figure, axes = plt.subplots(2, len(MAIN), figsize=(13, 7))
     for column, task in zip(axes.T, MAIN):
         key = metrics_of(task)[0]
         for arm in COMPARED:
@@ -254,9 +260,11 @@ def draw_curves():
             ]
             points = list(zip(*values))
             means = [statistics.mean(point) for point in points]
-            minutes = [x * seconds_of(task, arm) / 60 for x in steps]
+            minutes = minutes_of(task, arm, steps)
             low, high = (list(map(f, points)) for f in (min, max))
             for ax, xs in zip(column, (steps, minutes)):
+                if xs is None:
+                    continue
                 label = f'{arm}, {len(logs)} seeds'
                 (line,) = ax.plot(xs, means, marker='.', label=label)
                 ax.fill_between(
@@ -266,7 +274,8 @@ def draw_curves():
         for ax, label in zip(column, (unit, 'minutes on one core')):
             ax.set(xlabel=label, ylabel=f'{key}, %', title=task)
             ax.grid(alpha=0.3)
-            ax.legend()
+            if ax.lines:
+                ax.legend(fontsize=8)
     figure.tight_layout()
     CURVES.parent.mkdir(exist_ok=True)
     figure.savefig(CURVES, dpi=100)
