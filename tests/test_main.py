@@ -18,6 +18,7 @@ def run(folder, **stubs):
     for name, code in stubs.items():
         (folder / name).mkdir()
         (folder / name / '__init__.py').write_text(code)
+        (folder / name / 'version.py').write_text(code)
     root = Path(__main__.__file__).parents[1]
     env = dict(os.environ, PYTHONPATH=f'{folder}{os.pathsep}{root}')
     env.pop('TRITON_INTERPRET', None)  # slow
@@ -84,8 +85,8 @@ def test_tells_a_wrong_backend(fault, monkeypatch, capsys):
     'stubs, said',
     [
         (
-            dict(mmcv="__version__ = '2.2.0'"),
-            'mmpsa works with mmcv >=2.1.0, <2.2.0; mmcv 2.2.0 is installed',
+            dict(mmcv="__version__ = '2.0.0'"),
+            'mmpsa cannot work: mmcv >=2.1.0 is needed, and mmcv 2.0.0 is',
         ),
         (dict(mmcv='raise ModuleNotFoundError("no mmcv")'), 'no mmcv'),
         (dict(mmengine='raise ImportError("cut off")'), 'cut off'),

@@ -1,10 +1,8 @@
 """The block: arguments, state dicts, initialisation."""
 
-import runpy
-from pathlib import Path
-
 import pytest
 import torch
+from helpers import load_script
 from mmengine.analysis import FlopAnalyzer
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
@@ -192,10 +190,11 @@ def test_weights_without_a_record_load(saved):
     assert torch.equal(model.psa.ch_wv.weight, saved['psa.ch_wv.weight'])
 
 
-def test_publishing_keeps_the_record(saved):
-    root = Path(__file__).parents[1]
-    publish = runpy.run_path(str(root / 'tools/publish_model.py'))['publish']
-    published = publish(dict(state_dict=saved, meta={}), {}, True)
+def test_publishing_keeps_the_record(saved, tmp_path):
+    path = tmp_path / 'checkpoint.pth'
+    torch.save(dict(state_dict=saved, meta={}), path)
+    publish = load_script('tools/publish_model.py').publish
+    published = publish(str(path), {}, True)
     with pytest.raises(ValueError, match="layout='sequential'"):
         load_state_dict(Model('parallel'), published['state_dict'])
 
