@@ -26,12 +26,14 @@ if sys.argv[:1] != ['-m'] or ('-m', 'mmpsa') not in zip(_argv, _argv[1:]):
     from .compatibility import (
         allow_checkpoint_classes,
         check_versions,
+        find_configs_of_forks,
         installed_codebases,
         warn_of_import,
     )
 
     check_versions()
     allow_checkpoint_classes()
+    find_configs_of_forks()
 
     # They register a hook, and mmpsa://.
     from . import visualization, zoo  # noqa: F401

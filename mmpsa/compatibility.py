@@ -13,6 +13,7 @@ try:
     import mmengine.runner.checkpoint
     import numpy as np
     import torch
+    from mmengine.config.utils import MODULE2PACKAGE
     from mmengine.logging import HistoryBuffer
     from mmengine.utils import digit_version
 except ModuleNotFoundError as error:
@@ -98,7 +99,7 @@ def check_versions() -> None:
         brought_by = [
             distribution
             for distribution in DISTRIBUTIONS.get(name, ())
-            if _is_distribution(distribution)
+            if is_distribution(distribution)
         ]
         if len(brought_by) > 1:
             names = ' '.join(brought_by)
@@ -127,6 +128,17 @@ def check_versions() -> None:
             )
 
 
+def find_configs_of_forks() -> None:
+    """Let ``_base_ = 'mmseg::…'`` find the configs of a fork.
+
+    mmengine, its fork too, looks for them in upstream's distribution.
+    """
+    for package, (upstream, *forks) in DISTRIBUTIONS.items():
+        if package in MODULE2PACKAGE and not is_distribution(upstream):
+            for fork in filter(is_distribution, forks):
+                MODULE2PACKAGE[package] = fork
+
+
 def warn_of_import(codebase: str, error: Exception) -> None:
     """Warn that an installed codebase does not import.
 
@@ -153,7 +165,8 @@ def warn_of_import(codebase: str, error: Exception) -> None:
     )
 
 
-def _is_distribution(name):
+def is_distribution(name: str) -> bool:
+    """Whether a distribution of this name is installed."""
     try:
         return bool(metadata.distribution(name))
     except metadata.PackageNotFoundError:

@@ -11,6 +11,7 @@ import mmengine
 import numpy as np
 import pytest
 import torch
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import MessageHub
 from mmengine.utils import digit_version
 
@@ -115,11 +116,24 @@ def test_an_old_codebase_is_left_alone(name, package):
 
 
 def test_two_distributions_of_one_package(monkeypatch):
-    monkeypatch.setattr(compatibility, '_is_distribution', lambda name: True)
+    monkeypatch.setattr(compatibility, 'is_distribution', lambda name: True)
     with pytest.warns(
         UserWarning, match='pip uninstall mmengine mmengine-lite onedl-mmen'
     ):
         compatibility.check_versions()
+
+
+@pytest.mark.parametrize('installed', ['upstream', 'fork', 'none'])
+def test_configs_of_forks_are_found(installed, monkeypatch):
+    name = dict(upstream='mmsegmentation', fork='onedl-mmsegmentation')
+    monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
+    monkeypatch.setattr(
+        compatibility,
+        'is_distribution',
+        lambda distribution: distribution == name.get(installed),
+    )
+    compatibility.find_configs_of_forks()
+    assert MODULE2PACKAGE['mmseg'] == name.get(installed, 'mmsegmentation')
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmpsa.zoo import content_hash
 
-pytest.importorskip('mim')
+import_module('mim_or_skip')
 
 ROOT = Path(__file__).parents[1]
 NAME = 'fcn_r18-w32_1xb16-250_figures-128x128_psa-s'

@@ -295,8 +295,11 @@ def test_autocast_computes_in_float32(backend, variant, layout, dtype):
             out = block(x)
             masks = block.masks(x)
         assert out.dtype == x.dtype
-        # Rounding the result is the only difference.
-        if block.served_by(x) == block.served_by(x.float()):
+        # Rounding the result is the only difference. A GPU rounds to the
+        # nearest, Triton's interpreter towards zero.
+        served_by = block.served_by(x)
+        rounds = served_by != 'triton' or device == 'cuda'
+        if rounds and served_by == block.served_by(x.float()):
             assert torch.equal(out, expected)
         torch.testing.assert_close(
             out, expected, rtol=torch.finfo(x.dtype).eps, atol=1e-5
