@@ -141,6 +141,33 @@ def test_many_tiles_in_many_spans(variant, layout, memory_format):
     compare(block, x, 1e-5, None, torch.float64)
 
 
+@pytest.mark.parametrize('variant, layout', KINDS)
+@pytest.mark.parametrize('memory_format', [NCHW, LAST])
+def test_larger_than_caches(variant, layout, memory_format):
+    """The CPU's kernels write past the caches, from any address."""
+    if backends()['cpp'] is not None:
+        pytest.skip(backends()['cpp'])
+    block, _ = make('cpp', variant, layout, 17)
+    x = random('cpu', 1, 17, 351, 353).to(memory_format=memory_format)
+    assert x.nbytes > 8 * 2**20
+    compare(block, x, 1e-5, None, torch.float64)
+
+
+@pytest.mark.parametrize('memory_format', [NCHW, LAST])
+def test_larger_than_caches_in_half_precision(memory_format):
+    if backends()['cpp'] is not None:
+        pytest.skip(backends()['cpp'])
+    block, _ = make('cpp', 'paper', 'parallel', 17)
+    x = random('cpu', 1, 17, 499, 503).bfloat16()
+    x = x.to(memory_format=memory_format)
+    assert x.nbytes > 8 * 2**20
+    ulp = torch.finfo(torch.bfloat16).eps
+    out, dx, *_ = run(block, x, x)
+    exact, exact_dx, *_ = run(block, x.float(), x.float())
+    for ours, expected in ((out, exact), (dx, exact_dx)):
+        torch.testing.assert_close(ours.float(), expected, rtol=ulp, atol=1e-5)
+
+
 @pytest.mark.parametrize('channels', [2048, 2049])
 def test_most_channels(channels):
     if backends()['triton'] is not None:

@@ -28,6 +28,7 @@ using Matrix = Rows<const float>;
 
 constexpr int64_t kTile = 64 * 1024;  // elements: a quarter of a core's cache
 constexpr int64_t kNarrowest = 32;   // positions
+constexpr int64_t kCached = 8 << 20;  // bytes: more does not stay in a cache
 constexpr int64_t kLeastWork = 16 * 1024;  // elements that are worth a thread
 constexpr float kLarge = 1125899906842624.f;  // 2^50, as in algebra.py
 constexpr float kEps = 1e-5f;  // of LayerNorm
@@ -215,9 +216,11 @@ class Maps {
       : data_(static_cast<T*>(x.data_ptr())),
         channels_(x.size(1)),
         positions_(x.size(2) * x.size(3)),
+        bytes_(x.nbytes()),
         by_channel_(x.is_contiguous()) {}
 
   bool by_channel() const { return by_channel_; }
+  bool streamed() const { return bytes_ > kCached; }
 
   Rows<T> tile(int64_t image, int64_t first, int64_t width) const {
     T* start = data_ + image * channels_ * positions_;
@@ -286,6 +289,7 @@ class Maps {
   T* data_;
   int64_t channels_;
   int64_t positions_;
+  int64_t bytes_;
   bool by_channel_;
 };
 
@@ -565,9 +569,9 @@ void gate(
       const float* inner = maps.by_channel() ? of_position : of_channel;
       const Rows<T> out = to.tile(image, p, width);
       if (spec.product()) {
-        gate_rows<true>(tile, outer, inner, out);
+        gate_rows<true>(tile, outer, inner, out, to.streamed());
       } else {
-        gate_rows<false>(tile, outer, inner, out);
+        gate_rows<false>(tile, outer, inner, out, to.streamed());
       }
     }
   });
@@ -847,9 +851,9 @@ void input_backward(
       const Rows<T> g = gradients.tile(image, p, width);
       const Rows<T> out = dx.tile(image, p, width);
       if (spec.product()) {
-        input_gradient_rows<true>(g, outer, inner, out);
+        input_gradient_rows<true>(g, outer, inner, out, dx.streamed());
       } else {
-        input_gradient_rows<false>(g, outer, inner, out);
+        input_gradient_rows<false>(g, outer, inner, out, dx.streamed());
       }
     }
   });

@@ -10,6 +10,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 // Compiled for several instruction sets: a machine takes the best it has.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FOR_EACH_TARGET \
@@ -188,20 +192,62 @@ inline void add_products(const Rows<T>& x, const float* weights, float* sums) {
   reduce<0, 1, false>(x, x, to);
 }
 
+// to = from, past the caches: what they hold stays, and lines that will be
+// overwritten are not read first.
+template <class T>
+inline void stream(const T* from, T* to, int64_t count) {
+#if defined(__SSE2__)
+  constexpr int64_t kBytes = sizeof(__m128i);
+  constexpr int64_t kLanes = kBytes / sizeof(T);
+  for (; count > 0 && reinterpret_cast<uintptr_t>(to) % kBytes; --count) {
+    *to++ = *from++;
+  }
+  for (; count >= kLanes; count -= kLanes, from += kLanes, to += kLanes) {
+    _mm_stream_si128(
+        reinterpret_cast<__m128i*>(to),
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+#endif
+  std::copy_n(from, count, to);
+}
+
+// y_ij = of(i, j), streamed or not. A piece of a row that is streamed is
+// computed into a buffer first.
+template <class T, class Of>
+inline __attribute__((always_inline)) void write_rows(
+    const Rows<T>& y, bool streamed, const Of& of) {
+  constexpr int64_t kPiece = 512;
+  T piece[kPiece];
+  const int64_t step = streamed ? kPiece : y.length;
+  for (int64_t i = 0; i < y.count; ++i) {
+    for (int64_t first = 0; first < y.length; first += step) {
+      const int64_t count = std::min(step, y.length - first);
+      T* out = y[i] + first;
+      T* __restrict to = streamed ? piece : out;
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) narrow(of(i, first + j), to[j]);
+      if (streamed) stream(piece, out, count);
+    }
+  }
+#if defined(__SSE2__)
+  if (streamed) _mm_sfence();
+#endif
+}
+
 // y = x (outer_i + inner_j), or x outer_i inner_j
 template <bool Product, class T>
 FOR_EACH_TARGET void gate_rows(
-    const Rows<T>& x, const float* outer, const float* inner, const Rows<T>& y) {
-  for (int64_t i = 0; i < x.count; ++i) {
-    const T* row = x[i];
-    T* __restrict out = y[i];
-    const float o = outer[i];
-#pragma omp simd
-    for (int64_t j = 0; j < x.length; ++j) {
-      const float gate = Product ? o * inner[j] : o + inner[j];
-      narrow(widen(row[j]) * gate, out[j]);
-    }
-  }
+    const Rows<T>& x,
+    const float* outer,
+    const float* inner,
+    const Rows<T>& y,
+    bool streamed) {
+  write_rows(
+      y, streamed,
+      [&](int64_t i, int64_t j) __attribute__((always_inline)) {
+        const float gate = Product ? outer[i] * inner[j] : outer[i] + inner[j];
+        return widen(x[i][j]) * gate;
+      });
 }
 
 // dx = g (outer_0i + inner_0j), or g outer_0i inner_0j, + Σ_k outer_ki inner_kj
@@ -210,23 +256,18 @@ FOR_EACH_TARGET void input_gradient_rows(
     const Rows<T>& g,
     const float* const* outer,
     const float* const* inner,
-    const Rows<T>& dx) {
+    const Rows<T>& dx,
+    bool streamed) {
   const float *n0 = inner[0], *n1 = inner[1], *n2 = inner[2], *n3 = inner[3],
               *n4 = inner[4];
-  for (int64_t i = 0; i < g.count; ++i) {
-    const T* row = g[i];
-    T* __restrict out = dx[i];
-    const float o0 = outer[0][i], o1 = outer[1][i], o2 = outer[2][i],
-                o3 = outer[3][i], o4 = outer[4][i];
-#pragma omp simd
-    for (int64_t j = 0; j < g.length; ++j) {
-      const float gate = Product ? o0 * n0[j] : o0 + n0[j];
-      narrow(
-          widen(row[j]) * gate + o1 * n1[j] + o2 * n2[j] + o3 * n3[j] +
-              o4 * n4[j],
-          out[j]);
-    }
-  }
+  write_rows(
+      dx, streamed,
+      [&](int64_t i, int64_t j) __attribute__((always_inline)) {
+        const float gate =
+            Product ? outer[0][i] * n0[j] : outer[0][i] + n0[j];
+        return widen(g[i][j]) * gate + outer[1][i] * n1[j] +
+            outer[2][i] * n2[j] + outer[3][i] * n3[j] + outer[4][i] * n4[j];
+      });
 }
 
 }  // namespace
