@@ -5,6 +5,8 @@ VENV_openmmlab = .venv
 VENV_onedl = .venv-onedl
 VENV = $(VENV_$(STACK))
 BLOCK = .venv-torch$(TORCH)
+# Two processes: each takes 2 GB, and most machines have two cores.
+PYTEST = $(VENV)/bin/pytest -n 2 --dist worksteal
 
 .PHONY: help env lock quickstart benchmark test test-slow test-block upstream-tests lint \
   format zoo-check clean
@@ -25,10 +27,10 @@ benchmark: env  ## time and memory of PSA and other attention
 	.venv/bin/python -m benchmarks
 
 test: lint  ## lint and run the tests, but for slow ones; STACK=onedl: forks
-	$(VENV)/bin/pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: env  ## run the slow tests
-	$(VENV)/bin/pytest -m slow
+	$(PYTEST) -m slow
 
 test-block:  ## test the block alone on another torch, TORCH=2.1.2
 	$(PYTHON) -m venv $(BLOCK)
