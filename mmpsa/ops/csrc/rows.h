@@ -21,6 +21,8 @@
 #else
 #define FOR_EACH_TARGET
 #endif
+// Code that each of them gets for itself.
+#define ALWAYS_INLINE __attribute__((always_inline))
 
 namespace {
 
@@ -121,7 +123,7 @@ struct Sums {
 // would wait for itself, and sums over rows would be read and written as often
 // as there are rows.
 template <int Count, int Columns, int Across, bool Product, class T>
-inline __attribute__((always_inline)) void reduce_rows(
+inline ALWAYS_INLINE void reduce_rows(
     const Rows<T>& x, const Rows<T>& g, const Sums& sums, int64_t i) {
   static_assert(Count == 1 || Count == 4, "rows are taken by one or by four");
   constexpr int k1 = Count > 1 ? 1 : 0, k2 = 2 * k1, k3 = 3 * k1;
@@ -211,22 +213,27 @@ inline void stream(const T* from, T* to, int64_t count) {
   std::copy_n(from, count, to);
 }
 
-// y_ij = of(i, j), streamed or not. A piece of a row that is streamed is
+// y_ij = of(i)(j), streamed or not. A piece of a row that is streamed is
 // computed into a buffer first.
 template <class T, class Of>
-inline __attribute__((always_inline)) void write_rows(
+inline ALWAYS_INLINE void write_rows(
     const Rows<T>& y, bool streamed, const Of& of) {
   constexpr int64_t kPiece = 512;
-  T piece[kPiece];
-  const int64_t step = streamed ? kPiece : y.length;
+  alignas(64) T piece[kPiece];
   for (int64_t i = 0; i < y.count; ++i) {
-    for (int64_t first = 0; first < y.length; first += step) {
-      const int64_t count = std::min(step, y.length - first);
-      T* out = y[i] + first;
-      T* __restrict to = streamed ? piece : out;
+    const auto value = of(i);
+    const auto write = [&](int64_t first, int64_t count, T* to) ALWAYS_INLINE {
 #pragma omp simd
-      for (int64_t j = 0; j < count; ++j) narrow(of(i, first + j), to[j]);
-      if (streamed) stream(piece, out, count);
+      for (int64_t j = 0; j < count; ++j) narrow(value(first + j), to[j]);
+    };
+    if (!streamed) {
+      write(0, y.length, y[i]);
+      continue;
+    }
+    for (int64_t first = 0; first < y.length; first += kPiece) {
+      const int64_t count = std::min(kPiece, y.length - first);
+      write(first, count, piece);
+      stream(piece, y[i] + first, count);
     }
   }
 #if defined(__SSE2__)
@@ -242,12 +249,13 @@ FOR_EACH_TARGET void gate_rows(
     const float* inner,
     const Rows<T>& y,
     bool streamed) {
-  write_rows(
-      y, streamed,
-      [&](int64_t i, int64_t j) __attribute__((always_inline)) {
-        const float gate = Product ? outer[i] * inner[j] : outer[i] + inner[j];
-        return widen(x[i][j]) * gate;
-      });
+  write_rows(y, streamed, [=](int64_t i) ALWAYS_INLINE {
+    const T* row = x[i];
+    const float o = outer[i];
+    return [=](int64_t j) ALWAYS_INLINE {
+      return widen(row[j]) * (Product ? o * inner[j] : o + inner[j]);
+    };
+  });
 }
 
 // dx = g (outer_0i + inner_0j), or g outer_0i inner_0j, + Σ_k outer_ki inner_kj
@@ -260,14 +268,16 @@ FOR_EACH_TARGET void input_gradient_rows(
     bool streamed) {
   const float *n0 = inner[0], *n1 = inner[1], *n2 = inner[2], *n3 = inner[3],
               *n4 = inner[4];
-  write_rows(
-      dx, streamed,
-      [&](int64_t i, int64_t j) __attribute__((always_inline)) {
-        const float gate =
-            Product ? outer[0][i] * n0[j] : outer[0][i] + n0[j];
-        return widen(g[i][j]) * gate + outer[1][i] * n1[j] +
-            outer[2][i] * n2[j] + outer[3][i] * n3[j] + outer[4][i] * n4[j];
-      });
+  write_rows(dx, streamed, [=](int64_t i) ALWAYS_INLINE {
+    const T* row = g[i];
+    const float o0 = outer[0][i], o1 = outer[1][i], o2 = outer[2][i],
+                o3 = outer[3][i], o4 = outer[4][i];
+    return [=](int64_t j) ALWAYS_INLINE {
+      const float gate = Product ? o0 * n0[j] : o0 + n0[j];
+      return widen(row[j]) * gate + o1 * n1[j] + o2 * n2[j] + o3 * n3[j] +
+          o4 * n4[j];
+    };
+  });
 }
 
 }  // namespace
