@@ -157,6 +157,8 @@ def polarized_self_attention(
     chosen = choose_backend(x, weights, spec, backend)
     if not is_compiling() and not _is_transformed():
         _log(chosen, spec, x.shape, x.dtype, x.device)
+        if chosen == 'torch' and not backend and _misses_extension(x, spec):
+            _warn_of_missing_extension()
     if chosen in ('cpp', 'triton'):
         ops = _OPS
         if chosen == 'triton' and not x.is_cuda:
@@ -233,6 +235,26 @@ def _log(backend, spec, shape, dtype, device):
         f'{device}: {backend} backend',
         logger='current',
         level=logging.DEBUG,
+    )
+
+
+def _misses_extension(x, spec):
+    return (
+        _CPP_MISSING is not None
+        and not spec.has_value_map
+        and x.device.type == 'cpu'
+        and x.dtype in _DTYPES['cpp']
+        and x.numel() > 0
+    )
+
+
+@lru_cache(maxsize=None)
+def _warn_of_missing_extension():
+    print_log(
+        'PSA is computed by plain torch on this CPU, several times slower '
+        f'than by its C++ kernels: {_CPP_MISSING}',
+        logger='current',
+        level=logging.WARNING,
     )
 
 
@@ -395,8 +417,9 @@ def _load_extension():
     paths = sorted(Path(__file__).parent.glob('_C.*'))
     if not paths:
         return (
-            'the extension was not built: install mmpsa with a C++ compiler '
-            'and --no-build-isolation'
+            'the extension was not built; with torch and a C++ compiler '
+            'there, in a checkout of mmpsa: '
+            'pip install --no-deps --force-reinstall .'
         )
     try:
         torch.ops.load_library(paths[0])

@@ -1,5 +1,6 @@
 """Which backend computes a block, and what all of them promise."""
 
+import logging
 from functools import partial
 
 import pytest
@@ -115,6 +116,26 @@ def test_without_triton_and_extension_torch_serves(monkeypatch):
     block = make_block('paper', 'parallel', 8, backend='triton')
     assert block.served_by(images()) == 'torch'
     assert block(images()).isfinite().all()
+
+
+def test_warns_once_of_a_missing_extension(monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        operator,
+        'print_log',
+        lambda line, logger, level: lines.append((level, line)),
+    )
+    monkeypatch.setattr(operator, '_CPP_MISSING', 'was not built: build it')
+    operator._log.cache_clear()
+    operator._warn_of_missing_extension.cache_clear()
+    make_block('paper', 'parallel', 8, backend='torch')(images())
+    make_block('paper', 'parallel', 8)(images()[:0])
+    assert not [line for level, line in lines if level == logging.WARNING]
+    for batch in (2, 1):
+        make_block('paper', 'parallel', 8)(images()[:batch])
+    (line,) = [line for level, line in lines if level == logging.WARNING]
+    assert 'was not built: build it' in line
+    operator._warn_of_missing_extension.cache_clear()
 
 
 def test_log_says_once_which_ran(monkeypatch):
