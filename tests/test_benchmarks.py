@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 REPO = Path(__file__).parents[1]
 NETWORK = 'configs/quickstart/td-hm_res18-w32_1xb16-5e_figures-64x64.py'
 BLOCKS = {

@@ -209,6 +209,7 @@ def test_import_loads_no_models():
     assert result.stdout.splitlines()[-1:] == ['[]'], result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'wanted, other', [('mmpose', 'mmseg'), ('mmseg', 'mmpose')]
 )

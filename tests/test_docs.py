@@ -28,6 +28,7 @@ class TestTableOfBackbones:
         listed = {cfg['type'] for cfg in BACKBONES[codebase].values()}
         assert listed == registered
 
+    @pytest.mark.slow
     def test_is_up_to_date(self, codebase):
         """After a change of it: python docs/backbones.py"""
         pytest.importorskip(codebase)

@@ -125,12 +125,14 @@ def test_export(model, dynamic):
         same(exported(x), model(x))
 
 
+@pytest.mark.slow
 def test_onnx(model, tmp_path):
     x = images()
     program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
     same(onnx_of(program, tmp_path / 'fixed.onnx')(x), model(x), 1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_of_any_size(model, dynamic, tmp_path):
     program = torch.onnx.export(dynamic, dynamo=True, verbose=False)
     run = onnx_of(program, tmp_path / 'dynamic.onnx')

@@ -81,6 +81,7 @@ def test_tells_a_wrong_backend(fault, monkeypatch, capsys):
     assert 'wrong: official sequential (2, 8, 3, 2) bfloat16 on' in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'stubs, said',
     [

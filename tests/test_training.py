@@ -276,6 +276,7 @@ def distributed_gradients(rank, folder):
     return model
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_both_batches(tmp_path):
     other = torch.multiprocessing.get_context('spawn').Process(
         target=distributed_gradients, args=(1, tmp_path), daemon=True

@@ -51,6 +51,7 @@ def tree(tmp_path):
     return tmp_path / 'tree'
 
 
+@pytest.mark.slow
 def test_says_what_differs(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('PYTEST_XDIST_AUTO_NUM_WORKERS', '0')
     assert upstream_tests.test('mmpose', tree, tmp_path) == 2

@@ -237,6 +237,7 @@ def test_compile(variant, layout):
     assert ('ops.mmpsa.psa' in code) == has_kernels
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.4.0'),
     reason='torch.library.opcheck came with torch 2.4',

@@ -168,6 +168,7 @@ def test_larger_than_caches_in_half_precision(memory_format):
         torch.testing.assert_close(ours.float(), expected, rtol=ulp, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('channels', [2048, 2049])
 def test_most_channels(channels):
     if backends()['triton'] is not None:
@@ -353,6 +354,7 @@ def test_second_derivative(backend, variant, layout):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.4.0'),
     reason='the kernels serve from torch 2.4 on',

@@ -3,6 +3,7 @@
 import copy
 import inspect
 
+import pytest
 import torch
 from helpers import EVERY, build, images
 from hypothesis import given, settings
@@ -89,6 +90,7 @@ def flat(output):
     return [y for part in output for y in flat(part)]
 
 
+@pytest.mark.slow
 @settings(max_examples=30, derandomize=True, deadline=None, database=None)
 @given(cases())
 def test_any_combination(case):
