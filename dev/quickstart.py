@@ -137,8 +137,8 @@ def print_table(models):
         cost = f'{params:,}', f'{flops / 1e9:.4f}', f'{seconds:.3f}'
         print(row(label, metric_of(name), *cost))
     print(
-        'One seed a row, scored on the split that the settings were chosen '
-        'on: a picture of\nthe road, no measurement of what PSA is worth.'
+        'One seed a row, and the settings were chosen on the split that is '
+        'scored: these figures\nshow how to train, not what PSA is worth.'
     )
 
 
