@@ -200,7 +200,7 @@ def search_table(tasks, arms):
         return 'Nothing was run yet.'
     head = ['arm']
     for task in tasks:
-        head += [metrics_of(task)[0], 'over none']
+        head += [f'{task}: {metrics_of(task)[0]}', 'over none']
     return table(head, rows)
 
 
