@@ -80,3 +80,17 @@ def test_compares_kinds_of_failures():
         '    e, without: absent',
         '    e, with: skipped',
     ]
+
+
+def test_what_is_meant_to_differ_is_counted_apart(monkeypatch):
+    monkeypatch.setattr(
+        upstream_tests, 'MEANT_TO_DIFFER', {'a': 'the reason', 'b': 'unused'}
+    )
+    before, after = dict(a='passed', b='passed'), dict(a='Failed', b='passed')
+    lines, differing = upstream_tests.compare(before, after)
+    assert differing == 0
+    assert lines[-3:] == [
+        '1 differ as they are meant to',
+        '    a: the reason',
+        '0 differ',
+    ]
