@@ -1,7 +1,7 @@
 """Polarized Self-Attention for mmpose and mmsegmentation.
 
-Importing the package registers the block and, for each codebase installed,
-the backbones, necks and heads that take ``plugins=``.
+Importing the package registers the block and, as soon as a codebase is used,
+its backbones, necks and heads that take ``plugins=``.
 """
 
 import sys
@@ -28,7 +28,7 @@ if sys.argv[:1] != ['-m'] or ('-m', 'mmpsa') not in zip(_argv, _argv[1:]):
         check_versions,
         find_configs_of_forks,
         installed_codebases,
-        warn_of_import,
+        warn_of_mmcv,
     )
 
     check_versions()
@@ -46,11 +46,10 @@ if sys.argv[:1] != ['-m'] or ('-m', 'mmpsa') not in zip(_argv, _argv[1:]):
     )
     from .psa import PolarizedSelfAttention
 
-    for _codebase in installed_codebases():
-        try:
-            register_models(_codebase)
-        except (ImportError, AssertionError) as _error:
-            warn_of_import(_codebase, _error)
+    _codebases = installed_codebases()
+    for _codebase in _codebases:
+        warn_of_mmcv(_codebase)
+    register_models(_codebases)
 
     # So that type='mmpsa.PSA' names the block as type='PSA' does.
     PSA = PolarizedSelfAttention

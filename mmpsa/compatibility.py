@@ -1,5 +1,6 @@
 """What the package needs of the ecosystem around it."""
 
+import re
 import runpy
 import sys
 import warnings
@@ -139,30 +140,31 @@ def find_configs_of_forks() -> None:
                 MODULE2PACKAGE[package] = fork
 
 
-def warn_of_import(codebase: str, error: Exception) -> None:
-    """Warn that an installed codebase does not import.
+def warn_of_mmcv(codebase: str) -> None:
+    """Warn if an installed codebase will not import with the mmcv there is.
 
     Args:
-        codebase (str): One of :data:`CODEBASES`.
-        error (Exception): What its import raised.
+        codebase (str): One of :data:`CODEBASES`, which must be installed.
     """
-    if find_spec('mmcv') is None:
-        remedy = f'It needs mmcv: {INSTALL_MMCV}'
-    elif 'MMCV==2.2' in str(error):
-        # Its limit is the version of mmcv that its authors knew.
-        limit = 'MMCV_MAX' if codebase == 'mmseg' else 'mmcv_maximum_version'
-        path = find_spec(codebase).origin
-        remedy = (
-            'mmcv 2.2 serves it if you raise the limit that it has: '
-            f'sed -i "s/^{limit} = .*/{limit} = \'2.3.0\'/" {path}'
+    mmcv = installed_version('mmcv')
+    path = find_spec(codebase).origin
+    # The newest mmcv that its authors knew, by the name that they gave it.
+    limit = re.search(
+        "^(MMCV_MAX|mmcv_maximum_version) = '(.+)'",
+        Path(path).read_text(),
+        re.MULTILINE,
+    )
+    if mmcv is None:
+        reason = f'there is no mmcv; {INSTALL_MMCV}'
+    elif limit and digit_version(mmcv) >= digit_version(limit[2]):
+        above = VERSIONS['mmcv'][1]
+        reason = (
+            f'it refuses mmcv {mmcv}, though that serves it. Raise its limit: '
+            f'sed -i "s/^{limit[1]} = .*/{limit[1]} = \'{above}\'/" {path}'
         )
     else:
-        remedy = f'See why: python -c "import {codebase}"'
-    warnings.warn(
-        f'mmpsa adds no plugins= to {codebase}, which does not import: '
-        f'{error} {remedy}',
-        stacklevel=2,
-    )
+        return
+    warnings.warn(f'{codebase} will not import: {reason}', stacklevel=2)
 
 
 def is_distribution(name: str) -> bool:

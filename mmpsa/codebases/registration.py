@@ -2,11 +2,11 @@
 
 import logging
 from importlib import import_module
-from typing import Dict
+from typing import Dict, Iterable
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
-from mmengine.registry import Registry
+from mmengine.registry import MODELS, Registry
 from torch import nn
 
 from mmpsa.plugins import pluggable
@@ -91,19 +91,31 @@ def register(registry: Registry, module: str) -> Dict[str, type]:
     return classes
 
 
-def register_models(codebase: str) -> None:
-    """Put the classes with ``plugins=`` into a codebase's registry.
+def register_models(codebases: Iterable[str]) -> None:
+    """Put the classes with ``plugins=`` into the codebases' registries.
 
-    Loading a codebase's models takes seconds, so it is left to the registry,
-    which imports its modules at the first look-up and, with this, ours after
+    Loading a codebase takes seconds, so it is left to the one who uses it. Its
+    registry imports its models at the first look-up and, with this, ours after
     them. Where they are there already, ours are imported at once.
 
     Args:
-        codebase (str): One of :data:`mmpsa.compatibility.CODEBASES`, which
-            must be installed.
+        codebases (Iterable[str]): Of :data:`mmpsa.compatibility.CODEBASES`.
     """
-    registry = import_module(f'{codebase}.registry').MODELS
-    location = f'mmpsa.codebases.{codebase}'
+    for registry in MODELS.children.values():
+        _follow(registry, codebases)
+
+    def add_child(registry):
+        type(MODELS)._add_child(MODELS, registry)
+        _follow(registry, codebases)
+
+    # A codebase makes its registry, a child of mmengine's, when it is imported.
+    MODELS._add_child = add_child
+
+
+def _follow(registry, codebases):
+    if registry.scope not in codebases:
+        return
+    location = f'{__package__}.{registry.scope}'
     if registry._imported:
         import_module(location)
     else:

@@ -341,16 +341,22 @@ SAFETY_NET = True
 _FAILED = set()
 
 
+def _triton_kernel(name):
+    # Not before it is needed: importing Triton takes as long as mmpsa itself.
+    from . import triton_kernels
+
+    return getattr(triton_kernels, name)
+
+
 def _guarded(name, fallback):
     """A Triton kernel whose failure does not end a training."""
 
     def run(*args):
-        kernel = getattr(triton_kernels, name)
         if not SAFETY_NET:
-            return kernel(*args)
+            return _triton_kernel(name)(*args)
         if not _FAILED:
             try:
-                return kernel(*args)
+                return _triton_kernel(name)(*args)
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -430,8 +436,6 @@ def _load_extension():
 _CPP_MISSING = _load_extension()
 _LIBRARY, _OPS = _define('mmpsa', in_cpp=_CPP_MISSING is None)
 if _HAS_TRITON:
-    from . import triton_kernels
-
     _KERNELS = {
         'psa': _guarded('psa', _forward_fallback),
         'psa_backward': _guarded('psa_backward', _backward_fallback),

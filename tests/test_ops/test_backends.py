@@ -301,7 +301,8 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize('channels', [8, 512])
 def test_launches(variant, layout, channels, monkeypatch):
     """At most four forward and eight backward in the paper's forms."""
-    kernels = operator.triton_kernels
+    from mmpsa.ops import triton_kernels as kernels
+
     block = make_block(variant, layout, channels)
     launches = []
     monkeypatch.setattr(
@@ -351,7 +352,7 @@ def test_training_survives_a_kernel_that_fails(
     operator._log.cache_clear()
     net.clear()
     error = RuntimeError('no such instruction')
-    monkeypatch.setattr(operator.triton_kernels, name, fail(error))
+    monkeypatch.setattr(f'mmpsa.ops.triton_kernels.{name}', fail(error))
     for _ in range(2):
         for ours, grad in zip(gradients(block, x), expected):
             torch.testing.assert_close(ours, grad, rtol=1e-4, atol=1e-4)
@@ -364,7 +365,7 @@ def test_training_survives_a_kernel_that_fails(
 def test_no_memory_is_no_failure(net, monkeypatch):
     block = make_block('paper', 'parallel', 8, backend='triton')
     error = torch.cuda.OutOfMemoryError('none left')
-    monkeypatch.setattr(operator.triton_kernels, 'psa', fail(error))
+    monkeypatch.setattr('mmpsa.ops.triton_kernels.psa', fail(error))
     with pytest.raises(torch.cuda.OutOfMemoryError):
         block(images())
     assert block.served_by(images()) == 'triton'
