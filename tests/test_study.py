@@ -6,9 +6,9 @@ import math
 import pytest
 import timm
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from mmpsa import PolarizedSelfAttention
 from projects.study import report, runs
@@ -172,7 +172,7 @@ def test_fast_on_cpu_keeps_the_function():
 
 def test_arms_of_the_shipped_configs():
     for task in (*runs.MAIN, 'pose', 'seg'):
-        base, arms, parts, _ = runs.TASKS[task]
+        base, arms, parts, *_ = runs.TASKS[task]
         for layout in 'ps':
             path = base.replace('.py', f'_psa-{layout}.py')
             shipped = Config.fromfile(runs.REPO / path)
@@ -194,11 +194,35 @@ def test_plan_has_each_run_once():
 def test_logs_are_of_known_runs():
     known = {
         runs.name_of(task, arm, seed)
-        for task, (_, arms, _, _) in runs.TASKS.items()
-        for arm in arms
+        for task in runs.TASKS
+        for arm in runs.TASKS[task].arms
         for seed in (*runs.SEEDS, runs.SEARCH_SEED)
     }
     assert {path.stem for path in runs.LOGS.iterdir()} <= known
+
+
+def test_a_share_of_the_data_is_spread_over_each_part(tmp_path):
+    path = tmp_path / 'data.json'
+    path.write_text(
+        json.dumps(dict(metainfo={}, data_list=[dict(i=i) for i in range(20)]))
+    )
+    part = dict(type='mmengine.dataset.BaseDataset', ann_file=str(path))
+    joined = ConfigDict(type='ConcatDataset', datasets=[part, dict(part)])
+    runs.take(joined, 0.3, 'mmengine')
+    taken = DATASETS.build(joined)
+    pictures = [taken.datasets[1].get_data_info(i)['i'] for i in range(6)]
+    assert pictures == [0, 3, 6, 10, 13, 16]
+    assert len(taken) == 12
+
+
+def test_less_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, 'LOGS', tmp_path)
+    assert report.less_data_table() == 'Nothing was run yet.'
+    for arm, value in (('none', 30.0), (runs.BEST, 32.5)):
+        path = tmp_path / f'camvid-30_{arm}_seed0.json'
+        path.write_text(json.dumps(dict(step=600, mIoU=value)))
+    row = '| camvid, 30 % | 30.0 | 32.5 | +2.5 | 1 |'
+    assert report.less_data_table().splitlines()[2:] == [row]
 
 
 def test_read_takes_the_last_line_of_a_step(tmp_path, monkeypatch):

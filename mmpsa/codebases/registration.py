@@ -108,7 +108,7 @@ def register_models(codebases: Iterable[str]) -> None:
         type(MODELS)._add_child(MODELS, registry)
         _follow(registry, codebases)
 
-    # A codebase makes its registry, a child of mmengine's, when it is imported.
+    # When a codebase is imported, it makes a registry below mmengine's.
     MODELS._add_child = add_child
 
 

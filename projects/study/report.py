@@ -14,8 +14,10 @@ import statistics
 from scipy.stats import t as student
 
 from .runs import (
+    BEST,
     COMPARED,
     COSTS,
+    LESS_DATA,
     LOGS,
     MAIN,
     PRETRAINED,
@@ -153,6 +155,21 @@ def comparison_table(task):
     return table(head, rows)
 
 
+def less_data_table():
+    """No attention and the better PSA with a share of the training data."""
+    rows = []
+    for task in LESS_DATA:
+        both = [scores(task, arm, SEEDS) for arm in ('none', BEST)]
+        if all(both):
+            row = [task.replace('-', ', ') + ' %']
+            row += [spread([*found.values()]) for found in both]
+            row += [gain(paired(task, BEST)), f'{len(paired(task, BEST))}']
+            rows.append(row)
+    if not rows:
+        return 'Nothing was run yet.'
+    return table(['data', 'none', BEST, 'over none', 'seeds'], rows)
+
+
 def missing():
     """A sentence on the planned runs that have no log."""
     runs = plan()
@@ -287,6 +304,7 @@ def tables():
     for task in MAIN:
         found[f'{task}: comparison'] = comparison_table(task)
         found[f'{task}: cost'] = cost_table(task)
+    found['less data'] = less_data_table()
     arms = TASKS['pose'].arms
     found['scratch: search'] = search_table(('pose', 'seg'), arms)
     for task in SCRATCH_TASKS:

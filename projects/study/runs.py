@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
 
 STUDY = Path(__file__).resolve().parent
 REPO = STUDY.parents[1]
@@ -128,12 +129,14 @@ class Task(NamedTuple):
         arms (dict): Plugins by arm.
         parts (dict): Where the config has the parts of the model.
         length (float): Of the recipe's iterations.
+        share (float): Of the training data, spread evenly over it.
     """
 
     config: str
     arms: dict
     parts: dict
     length: float = 1.0
+    share: float = 1.0
 
 
 SEG = dict(
@@ -173,10 +176,20 @@ TASKS = {
 }
 TASKS['seg-short'] = TASKS['seg']._replace(length=0.25)
 MAIN = ('lspet', 'camvid', 'figures')
+# With less data, for as many iterations.
+LESS_DATA = [
+    f'{task}-{percent}'
+    for task in ('figures', 'camvid')
+    for percent in (10, 30)
+]
+for _name in LESS_DATA:
+    _task, _percent = _name.split('-')
+    TASKS[_name] = TASKS[_task]._replace(share=int(_percent) / 100)
 
 SEEDS = (0, 1, 2, 3, 4)  # of the comparison
 SEARCH_SEED = 10
 COMPARED = ('none', 'se_pyramid', 'psa-p_pyramid', 'psa-s_pyramid')
+BEST = 'psa-p_pyramid'
 USUAL_START = 'psa-p_pyramid_usual-start'
 
 
@@ -185,11 +198,23 @@ def plan():
 
     docs/study.md says what each is for.
     """
-    runs = [('none', seed) for seed in SEEDS[:3]]
-    runs += [(arm, SEARCH_SEED) for arm in PRETRAINED]
-    runs += [(arm, seed) for seed in SEEDS for arm in COMPARED]
-    runs += [(USUAL_START, seed) for seed in SEEDS[:3]]
-    return [(task, *run) for run in dict.fromkeys(runs) for task in MAIN]
+    runs = [(task, 'none', seed) for seed in SEEDS[:3] for task in MAIN]
+    runs += [('figures', arm, SEARCH_SEED) for arm in PRETRAINED]
+    runs += [
+        (task, arm, seed)
+        for seed in SEEDS
+        for task in MAIN
+        for arm in COMPARED
+    ]
+    runs += [
+        (task, arm, seed)
+        for seed in SEEDS[:3]
+        for task in LESS_DATA
+        for arm in ('none', BEST)
+    ]
+    runs += [(task, USUAL_START, seed) for seed in SEEDS[:3] for task in MAIN]
+    runs += [(task, arm, SEARCH_SEED) for arm in PRETRAINED for task in MAIN]
+    return list(dict.fromkeys(runs))
 
 
 def name_of(task, arm, seed):
@@ -230,4 +255,17 @@ def config_of(task, arm, seed):
         options['train_cfg'] = dict(max_iters=length, val_interval=length)
         cfg.param_scheduler[-1].end = length  # the warm-up stays
     cfg.merge_from_dict(options)
+    if task.share < 1:
+        take(cfg.train_dataloader.dataset, task.share, cfg.default_scope)
     return cfg
+
+
+def take(dataset, share, scope):
+    """Let a data set's config, or each that it joins, take a share of it."""
+    if 'datasets' in dataset:
+        for part in dataset.datasets:
+            take(part, share, scope)
+        return
+    with DefaultScope.overwrite_default_scope(scope):
+        count = len(DATASETS.build(dataset))
+    dataset.indices = [int(i / share) for i in range(round(count * share))]
