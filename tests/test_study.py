@@ -206,7 +206,11 @@ def test_a_share_of_the_data_is_spread_over_each_part(tmp_path):
     path.write_text(
         json.dumps(dict(metainfo={}, data_list=[dict(i=i) for i in range(20)]))
     )
-    part = dict(type='mmengine.dataset.BaseDataset', ann_file=str(path))
+    part = dict(
+        type='mmengine.dataset.BaseDataset',
+        ann_file=str(path),
+        data_prefix={},
+    )
     joined = ConfigDict(type='ConcatDataset', datasets=[part, dict(part)])
     runs.take(joined, 0.3, 'mmengine')
     taken = DATASETS.build(joined)
