@@ -198,14 +198,11 @@ def plan():
 
     docs/study.md says what each is for.
     """
-    runs = [(task, 'none', seed) for seed in SEEDS[:3] for task in MAIN]
+    runs = []
+    for task in ('camvid', 'figures', 'lspet'):
+        runs += [(task, 'none', seed) for seed in SEEDS[:3]]
+        runs += [(task, arm, seed) for seed in SEEDS for arm in COMPARED]
     runs += [('figures', arm, SEARCH_SEED) for arm in PRETRAINED]
-    runs += [
-        (task, arm, seed)
-        for seed in SEEDS
-        for task in MAIN
-        for arm in COMPARED
-    ]
     runs += [
         (task, arm, seed)
         for seed in SEEDS[:3]
