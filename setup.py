@@ -6,6 +6,7 @@
 
 import runpy
 import shutil
+import subprocess
 from pathlib import Path
 
 from setuptools import setup
@@ -63,6 +64,16 @@ def extensions():
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         return {}
+
+    class BuildIfPossible(BuildExtension.with_options(use_ninja=False)):
+        def build_extensions(self):
+            try:
+                super().build_extensions()
+            except (OSError, subprocess.CalledProcessError) as error:
+                # torch looks for the compiler before setuptools gets to see
+                # that the extension is optional.
+                print(f'mmpsa goes without its C++ kernels: {error}')
+
     extension = CppExtension(
         'mmpsa.ops._C',
         ['mmpsa/ops/csrc/autograd.cpp', 'mmpsa/ops/csrc/cpu.cpp'],
@@ -73,7 +84,7 @@ def extensions():
     )
     return dict(
         ext_modules=[extension],
-        cmdclass=dict(build_ext=BuildExtension.with_options(use_ninja=False)),
+        cmdclass=dict(build_ext=BuildIfPossible),
     )
 
 

@@ -10,15 +10,25 @@ import pytest
 import torch
 
 from mmpsa import PSA, __main__, __version__
+from mmpsa.compatibility import installed_codebases, installed_version
 from mmpsa.ops import backends
 
 
 def run(folder, **stubs):
-    """Run it with stub packages before the installed ones."""
-    for name, code in stubs.items():
+    """Run it with stub packages before the installed ones.
+
+    The codebases are stubs anyway: importing their models takes long.
+    """
+    codebases = {
+        name: f"__version__ = '{version}'"
+        for name in installed_codebases()
+        for version in [installed_version(name)]
+    }
+    for name, code in {**codebases, **stubs}.items():
         (folder / name).mkdir()
         (folder / name / '__init__.py').write_text(code)
         (folder / name / 'version.py').write_text(code)
+        (folder / name / 'models.py').touch()
     root = Path(__main__.__file__).parents[1]
     env = dict(os.environ, PYTHONPATH=f'{folder}{os.pathsep}{root}')
     env.pop('TRITON_INTERPRET', None)  # slow
@@ -46,6 +56,8 @@ def test_says_what_is_installed_and_right(tmp_path):
     assert lines['Python'].startswith(sys.version.split()[0])
     assert lines['torch'] == torch.__version__
     assert lines['mmcv'] == mmcv.__version__
+    for name in installed_codebases():
+        assert lines[name] == installed_version(name)
     assert '48 of 48 cases right on cpu' in lines['backend torch']
     for name, reason in backends().items():
         if name != 'triton':  # it is there by its interpreter, in here
@@ -81,7 +93,6 @@ def test_tells_a_wrong_backend(fault, monkeypatch, capsys):
     assert 'wrong: official sequential (2, 8, 3, 2) bfloat16 on' in printed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     'stubs, said',
     [

@@ -134,7 +134,6 @@ class TestPackage:
             shutil.copy(ROOT / name, tmp_path)
         return tmp_path
 
-    @pytest.mark.slow
     def test_wheel_holds_the_extension(self, tree):
         """Also where the build is isolated, as pip isolates it."""
         site = Path(sysconfig.get_path('purelib'))
@@ -149,11 +148,28 @@ class TestPackage:
             stale = tree / f'build/lib.{machine}-{tag}/mmpsa/stale.py'
             stale.parent.mkdir(parents=True)
             stale.touch()
+        # It links an empty extension: the real one takes half a minute.
+        compiler = tree / 'c++'
+        compiler.write_text(
+            f'#!{sys.executable}\n'
+            'import subprocess, sys\n'
+            'args = sys.argv[1:]\n'
+            "if '-c' in args:\n"
+            "    args = '-x c++ -c /dev/null -o'.split() + ["
+            "args[args.index('-o') + 1]]\n"
+            "sys.exit(subprocess.call(['c++', *args]))\n"
+        )
+        compiler.chmod(0o755)
         command = 'import build_backend as b; b.build_wheel("dist")'
         subprocess.run(
             [sys.executable, '-S', '-c', command],
             cwd=tree,
-            env=dict(os.environ, PYTHONPATH=f'{tools}:requirements'),
+            env=dict(
+                os.environ,
+                PYTHONPATH=f'{tools}:requirements',
+                CC=str(compiler),
+                CXX=str(compiler),
+            ),
             check=True,
             capture_output=True,
         )
@@ -166,6 +182,19 @@ class TestPackage:
             if name.startswith('mmpsa/ops/_') and name.endswith('.so')
         ]
         assert len(built) == 1
+
+    @pytest.mark.parametrize('compiler', ['false', '/nowhere/c++'])
+    def test_builds_without_a_compiler(self, tree, compiler):
+        subprocess.run(
+            [sys.executable, 'setup.py', '-q', 'build'],
+            cwd=tree,
+            env=dict(os.environ, CC=compiler, CXX=compiler),
+            check=True,
+            capture_output=True,
+        )
+        (package,) = tree.glob('build/lib*/mmpsa')
+        assert (package / 'psa.py').exists()
+        assert not [*package.rglob('*.so')]
 
     @staticmethod
     def setup_py(tree, *arguments):

@@ -160,7 +160,7 @@ def test_plugins_survive_what_runners_do(codebase):
         assert not again(x)[-1].equal(expected[-1])
     for a, b in zip(run(backbone, x), expected):
         assert torch.equal(a, b)
-    traced = torch.jit.trace(backbone, x)(x)
+    traced = torch.jit.trace(backbone, x, check_trace=False)(x)
     for a, b in zip(traced, expected):
         torch.testing.assert_close(a, b)
 

@@ -308,7 +308,9 @@ def test_trace(codebase, name):
     # float64: BN over few positions makes much of float32's rounding
     backbone = with_psa_and_probe(codebase, name).double()
     x = images().double()
-    for a, b in zip(torch.jit.trace(backbone, x)(x), backbone(x)):
+    traced = torch.jit.trace(backbone, x, check_trace=False)
+    x = x.flip(0, 2)
+    for a, b in zip(traced(x), backbone(x)):
         torch.testing.assert_close(a, b)
 
 
