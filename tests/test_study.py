@@ -269,6 +269,29 @@ def test_interval_of_paired_differences(tmp_path, monkeypatch):
     assert report.gain([1.0]) == '+1.0'
 
 
+@pytest.mark.parametrize(
+    'goal, steps', [(10, 100), (25, 150), (30, 200), (34, 400), (41, None)]
+)
+def test_training_to_a_figure(goal, steps):
+    # it dips after step 200
+    points = [(100, 20.0), (200, 30.0), (300, 28.0), (500, 40.0)]
+    assert report.steps_to(goal, points) == steps
+
+
+def test_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, 'LOGS', tmp_path)
+    for arm in runs.COMPARED:
+        for seed, last in ((0, 50.0), (1, 60.0)):
+            if (arm, seed) == ('se_pyramid', 1):
+                continue
+            lines = [dict(step=300, mIoU=last / 2), dict(step=600, mIoU=last)]
+            path = tmp_path / f'camvid_{arm}_seed{seed}.json'
+            path.write_text('\n'.join(map(json.dumps, lines)))
+    expected = [(300, 25.0), (600, 50.0)]
+    assert report.mean_curve('camvid', 'none') == expected
+    assert '| CamVid | 50.0 | 100 % |' in report.reach_table()
+
+
 def test_document_shows_what_the_logs_say():
     text = report.DOCUMENT.read_text()
     assert report.fill(text, report.tables()) == text

@@ -1,4 +1,4 @@
-"""Measure what each arm costs, the arms in turn, on one core.
+"""Measure what each compared arm costs, the arms in turn, on one core.
 
     python -m projects.study.cost [TASK ...]
 
@@ -21,14 +21,9 @@ from mmengine.runner import Runner
 from mmpsa.complexity import complexity_of
 
 from .modules import fast_on_cpu
-from .runs import COMPARED, COSTS, MAIN, TASKS, config_of
+from .runs import COMPARED, COSTS, MAIN, config_of
 
 ROUNDS = 9
-
-
-def arms_of(task):
-    """The arms to measure: those that are compared."""
-    return COMPARED if task in MAIN else TASKS[task].arms
 
 
 def batch_of(loader, seed=0):
@@ -60,13 +55,12 @@ def steps_of(task, arm):
 def seconds(task):
     """Median seconds of both steps, by arm."""
     cfg = config_of(task, 'none', seed=0)
-    arms = [*arms_of(task)]
-    times = {arm: ([], []) for arm in arms}
+    times = {arm: ([], []) for arm in COMPARED}
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         loaders = cfg.train_dataloader, cfg.test_dataloader
         batches = [batch_of(loader) for loader in loaders]
-        steps = {arm: steps_of(task, arm) for arm in arms}
-        for arm in arms * (1 + ROUNDS):  # a round to warm up
+        steps = {arm: steps_of(task, arm) for arm in COMPARED}
+        for arm in COMPARED * (1 + ROUNDS):  # a round to warm up
             for step, batch, found in zip(steps[arm], batches, times[arm]):
                 batch = copy.deepcopy(batch)
                 start = time.perf_counter()
@@ -81,9 +75,7 @@ def seconds(task):
 def main():
     """Measure the arms of the tasks on the command line, or of all."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument(
-        'tasks', nargs='*', default=[*MAIN, 'pose', 'seg'], metavar='TASK'
-    )
+    parser.add_argument('tasks', nargs='*', default=MAIN, metavar='TASK')
     tasks = parser.parse_args().tasks
     torch.set_num_threads(1)
     costs = json.loads(COSTS.read_text())
