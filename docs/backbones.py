@@ -14,10 +14,10 @@ from mmpsa.plugins.blocks import modules_instead
 from mmpsa.plugins.sites import Sites, Stage, why_none
 from mmpsa.plugins.validation import BLOCK_POSITIONS, POSITIONS
 
-FOLDER = Path(__file__).parent
-sys.path.append(str(FOLDER.parent / 'tests'))
+FOLDER = Path(__file__).resolve().parent
+sys.path.append(str(FOLDER.parent))
 
-from small_backbones import BACKBONES  # noqa: E402
+from dev.small_backbones import BACKBONES  # noqa: E402
 
 PAGE = """# Positions of every backbone
 

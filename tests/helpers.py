@@ -16,9 +16,9 @@ from unittest import mock
 import torch
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import digit_version
-from small_backbones import BACKBONES
 from torch import nn
 
+from dev.small_backbones import BACKBONES
 from mmpsa import PolarizedSelfAttention  # registers the backbones too
 from mmpsa.ops import reference
 from mmpsa.psa import LAYOUTS

@@ -5,8 +5,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from small_backbones import BACKBONES
 
+from dev.small_backbones import BACKBONES
 from mmpsa.codebases.registration import Pluggable
 
 DOCS = Path(__file__).parents[1] / 'docs'

@@ -24,9 +24,9 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
-from small_backbones import BACKBONES
 from torch import nn
 
+from dev.small_backbones import BACKBONES
 from mmpsa.visualization import (
     PSAVisualizationHook,
     draw_masks,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from helpers import EVERY, Probe, build, images, randomise, upstream
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
-from small_backbones import BACKBONES
 
+from dev.small_backbones import BACKBONES
 from mmpsa import insert_plugins
 from mmpsa.plugins.blocks import MODULES_INSTEAD
 from mmpsa.plugins.probing import find_widths

@@ -1,6 +1,6 @@
 """Every backbone that upstream registers, as small as it can be built.
 
-Read by the tests and by docs/backbones.py. Some stand here twice, with other
+Taken by the tests and by docs/backbones.py. Some stand here twice, with other
 blocks; some of mmpretrain's have no small form.
 """
 
