@@ -41,9 +41,8 @@ test-block:  ## test the block alone on another torch, TORCH=2.1.2
 upstream-tests: env  ## run upstream's tests, without and with mmpsa
 	.venv/bin/python dev/upstream_tests.py
 
-lint: env  ## check style and format
-	$(VENV)/bin/ruff check --no-cache
-	$(VENV)/bin/ruff format --check
+lint: env  ## check style, format and types, as pre-commit does
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH pre-commit run --all-files
 
 format: env  ## mend style and format
 	.venv/bin/python -m ruff check --fix

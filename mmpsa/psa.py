@@ -1,6 +1,6 @@
 """Polarized Self-Attention, https://arxiv.org/abs/2107.00782."""
 
-from typing import Optional
+from typing import List, Optional, Union
 
 import torch
 from mmengine.model import BaseModule, constant_init, kaiming_init
@@ -85,7 +85,7 @@ class PolarizedSelfAttention(BaseModule):
         variant: str = 'paper',
         identity_init: bool = False,
         backend: Optional[str] = None,
-        init_cfg: Optional[dict] = None,
+        init_cfg: Union[dict, List[dict], None] = None,
     ):
         super().__init__(init_cfg)
         if not isinstance(in_channels, int) or in_channels < 1:
@@ -198,17 +198,15 @@ class PolarizedSelfAttention(BaseModule):
         """The weights by the operator's names."""
         if self.variant == 'official':
             return self._official_weights()
-        channel = spatial = ()
+        layers: List[Union[nn.Conv2d, nn.LayerNorm]] = []
         if self.layout != 'spatial':
-            channel = self.ch_wq, self.ch_wv, self.ch_wz, self.ln
+            layers += self.ch_wq, self.ch_wv, self.ch_wz, self.ln
         if self.layout != 'channel':
-            spatial = self.sp_wq, self.sp_wv
-        skipped = () if channel else (None,) * 8
-        tensors = (
-            tensor
-            for layer in (*channel, *spatial)
-            for tensor in (layer.weight, layer.bias)
-        )
+            layers += self.sp_wq, self.sp_wv
+        tensors = [
+            tensor for layer in layers for tensor in (layer.weight, layer.bias)
+        ]
+        skipped = [None] * (8 if self.layout == 'spatial' else 0)
         return Weights(*skipped, *tensors)
 
     def _official_weights(self):

@@ -27,7 +27,7 @@ def content_hash(data: bytes) -> str:
 
 
 @CheckpointLoader.register_scheme(PREFIX)
-def load_from_mmpsa(filename, map_location=None):
+def load_from_mmpsa(filename: str, map_location=None) -> dict:
     """Load a published checkpoint, wherever mmengine takes a path of one.
 
     It is looked for in the folder or at the base URL (http, https) that the

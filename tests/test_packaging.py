@@ -57,6 +57,13 @@ def mim_files(folder):
     }
 
 
+def not_shipped(folder):
+    """What maintainers run, of a tree that is meant for users."""
+    paths = (path.relative_to(folder) for path in folder.rglob('*'))
+    parts = {'benchmarks', 'dev', 'projects'}
+    return [str(path) for path in paths if parts & set(path.parts)]
+
+
 class TestRequirements:
     @pytest.mark.parametrize('stack', ['openmmlab', 'onedl'])
     def test_every_line_of_a_lock_is_pinned_and_hashed(self, stack):
@@ -121,7 +128,15 @@ class TestPackage:
     @pytest.fixture
     def tree(self, tmp_path):
         """A copy of the sources, where setup.py may leave its traces."""
-        for name in ('configs', 'mmpsa', 'requirements', 'tools'):
+        for name in (
+            'benchmarks',
+            'configs',
+            'dev',
+            'mmpsa',
+            'projects',
+            'requirements',
+            'tools',
+        ):
             shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
         for name in (
             'MANIFEST.in',
@@ -209,6 +224,8 @@ class TestPackage:
         built = mim_files(tree / 'built/mmpsa/.mim')
         assert built == mim_files(ROOT)
         assert Path('tools/train.py') in built
+        assert (tree / 'built/mmpsa/py.typed').exists()
+        assert not not_shipped(tree / 'built')
 
     def test_source_archive_holds_what_mim_needs(self, tree):
         self.setup_py(tree, 'sdist', '--formats', 'gztar')
@@ -220,6 +237,8 @@ class TestPackage:
             assert (unpacked / name).exists()
         assert (unpacked / 'requirements/runtime.txt').exists()
         assert (unpacked / 'mmpsa/ops/csrc/cpu.cpp').exists()
+        assert (unpacked / 'mmpsa/py.typed').exists()
+        assert not not_shipped(unpacked)
 
     def test_mim_finds_the_package(self):
         importlib.import_module('mim_or_skip')

@@ -291,6 +291,12 @@ class TestDraw:
         assert 2 / 5 < ys.min() / height and ys.max() / height < 3 / 5
         assert xs.size and (xs.max() < width / 3) == (kind == 'spatial')
 
+    def test_model_that_has_not_run(self):
+        with record_masks(build({})) as record:
+            pass
+        with pytest.raises(ValueError, match='inside record_masks'):
+            draw_masks(record)
+
 
 @VISBACKENDS.register_module()
 class ListBackend(LocalVisBackend):

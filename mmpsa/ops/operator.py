@@ -13,7 +13,7 @@ import os
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Set, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -338,7 +338,7 @@ def _backward_by_torch(g, x, weights, spec, create_graph):
 
 # Tests run without it.
 SAFETY_NET = True
-_FAILED = set()
+_FAILED: Set[str] = set()
 
 
 def _triton_kernel(name):
@@ -393,7 +393,7 @@ def _backward_fallback(g, x, weights, maps, vectors, *spec):
     return result_like(x).copy_(dx), [w.contiguous() for w in dweights]
 
 
-def _define(namespace: str, in_cpp: bool) -> Tuple[Library, object]:
+def _define(namespace: str, in_cpp: bool) -> Tuple[Library, Any]:
     """Define the operator; its kernels come from elsewhere."""
     library = Library(namespace, 'DEF')
     ops = getattr(torch.ops, namespace)

@@ -220,6 +220,7 @@ def channels_at(block: nn.Module, anchor: Anchor) -> int:
     """
     if anchor.width is not None:
         return attrgetter(anchor.width)(block)
+    assert anchor.child is not None  # NATIVE comes with a width
     module = block.get_submodule(anchor.child)
     channels = _channels(module, anchor.after)
     if channels is None:

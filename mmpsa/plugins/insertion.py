@@ -101,7 +101,8 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
         _fit(new, module)
     for new in added:
         new.site.add(new.name, new.layer)
-        new.layer.plugin_path = f'{new.path} in {type(module).__name__}'
+        where = f'{new.path} in {type(module).__name__}'
+        setattr(new.layer, 'plugin_path', where)
     protect_initialisation(module, [new.layer for new in added])
     watch(module, {new.path: new.layer for new in added})
     report_missing_weights(

@@ -1,11 +1,14 @@
 """Classes whose constructors take ``plugins=``."""
 
 from functools import wraps
+from typing import TypeVar
 
 from .insertion import insert_plugins
 
+Class = TypeVar('Class', bound=type)
 
-def pluggable(cls: type) -> type:
+
+def pluggable(cls: Class) -> Class:
     """Give a backbone, neck or head a constructor that takes ``plugins=``.
 
     A decorator. The class is changed in place, not replaced by a subclass, in
@@ -22,8 +25,7 @@ def pluggable(cls: type) -> type:
     _take_plugins(cls)
     own = vars(cls).get('__init_subclass__')
 
-    @classmethod
-    def __init_subclass__(subclass, **kwargs):
+    def init_subclass(subclass, **kwargs):
         if own is None:
             super(cls, subclass).__init_subclass__(**kwargs)
         else:
@@ -31,7 +33,7 @@ def pluggable(cls: type) -> type:
         if '__init__' in vars(subclass):
             _take_plugins(subclass)
 
-    cls.__init_subclass__ = __init_subclass__
+    setattr(cls, '__init_subclass__', classmethod(init_subclass))
     return cls
 
 

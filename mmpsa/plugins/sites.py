@@ -39,6 +39,10 @@ class Site:
         frozen (bool): Whether a plugin there is.
     """
 
+    path: str
+    in_channels: int
+    like: nn.Module
+
     def has(self, name: str) -> bool:
         """Whether there is a module of that name."""
         raise NotImplementedError

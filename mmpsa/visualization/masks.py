@@ -5,7 +5,7 @@ from typing import Dict, Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmpsa.plugins.sites import followed
 from mmpsa.plugins.stages import stage_of
@@ -42,9 +42,9 @@ class MaskRecord:
             order in which they ran.
     """
 
-    def __init__(self):
-        self.image = None
-        self.masks = {}
+    def __init__(self) -> None:
+        self.image: Optional[np.ndarray] = None
+        self.masks: Dict[str, BlockMasks] = {}
 
 
 def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
@@ -95,11 +95,11 @@ def record_masks(model: nn.Module) -> Iterator[MaskRecord]:
     Raises:
         ValueError: If the model has no PSA blocks.
     """
-    model, record = _unwrap(model), MaskRecord()
+    network, record = _unwrap(model), MaskRecord()
 
     def keep_image(backbone, args):
         if record.image is None:
-            record.image = _to_picture(args[0][0], model.data_preprocessor)
+            record.image = _to_picture(args[0][0], network.data_preprocessor)
 
     def keep_masks(name):
         @torch.no_grad()
@@ -114,8 +114,8 @@ def record_masks(model: nn.Module) -> Iterator[MaskRecord]:
 
         return hook
 
-    blocks = find_psa(model)
-    handles = [model.backbone.register_forward_pre_hook(keep_image)]
+    blocks = find_psa(network)
+    handles = [network.backbone.register_forward_pre_hook(keep_image)]
     for name, block in blocks.items():
         handles.append(block.register_forward_hook(keep_masks(name)))
     try:
@@ -132,7 +132,7 @@ def _unwrap(model):
     return model
 
 
-def _to_picture(image: Tensor, preprocessor: nn.Module) -> np.ndarray:
+def _to_picture(image, preprocessor):
     """The network's input, 3×H×W, as an H×W×3 RGB picture, uint8.
 
     Upstream loads BGR; whether the data preprocessor swaps the channels is an
@@ -160,7 +160,14 @@ def draw_masks(record: MaskRecord) -> np.ndarray:
 
     Returns:
         np.ndarray: The picture, H×W×3, RGB, uint8.
+
+    Raises:
+        ValueError: If the model has not run.
     """
+    if record.image is None:
+        raise ValueError(
+            'the record has no image: run the model inside record_masks'
+        )
     # Not at the top: importing mmpsa registers the hook, and drawing is rare.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
