@@ -9,7 +9,7 @@ BLOCK = .venv-torch$(TORCH)
 PYTEST = $(VENV)/bin/pytest -n 2 --dist worksteal
 
 .PHONY: help env lock quickstart benchmark test test-slow test-block upstream-tests lint \
-  format zoo-check clean
+  format docs zoo-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,8 +48,12 @@ format: env  ## mend style and format
 	.venv/bin/python -m ruff check --fix
 	.venv/bin/python -m ruff format
 
+docs:  ## build the site into site/, without warnings
+	@$(PYTHON) requirements/install.py docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
 zoo-check: env  ## evaluate the published checkpoints (needs data/)
 	.venv/bin/python dev/zoo_check.py
 
 clean:  ## remove .venv and everything built
-	rm -rf .venv .venv-* build dist mmpsa.egg-info mmpsa/.mim
+	rm -rf .venv .venv-* build dist site mmpsa.egg-info mmpsa/.mim

@@ -30,24 +30,24 @@ def content_hash(data: bytes) -> str:
 def load_from_mmpsa(filename: str, map_location=None) -> dict:
     """Load a published checkpoint, wherever mmengine takes a path of one.
 
-    It is looked for in the folder or at the base URL (http, https) that the
-    environment variable ``MMPSA_ZOO`` names; without it, in the folder
-    ``checkpoints`` of a source checkout. From a URL it is downloaded once,
-    into the cache of torch.hub, as mmengine does.
+    The environment variable ``MMPSA_ZOO`` names the folder or the base URL
+    (http, https) of the files. Without it, they are in the folder
+    ``checkpoints`` of a source checkout. A file from a URL is downloaded
+    once, into the cache of torch.hub, as mmengine does.
 
     Args:
         filename (str): ``mmpsa://NAME-<hash>``, with or without ``.pth``.
-            In a folder, the hash may be left out where one file alone
-            has the name.
-        map_location: As of :func:`torch.load`.
+            In a folder, you may leave out the hash if only one file has the
+            name.
+        map_location (str, optional): That of :func:`torch.load`.
 
     Returns:
         dict: The checkpoint.
 
     Raises:
-        FileNotFoundError: There is no such folder or file in it.
-        ValueError: ``MMPSA_ZOO`` is a URL, and the hash was left out.
-        RuntimeError: The file is damaged, or could not be downloaded.
+        FileNotFoundError: If the folder or the file does not exist.
+        ValueError: If ``MMPSA_ZOO`` is a URL and the hash is missing.
+        RuntimeError: If the file is damaged or cannot be downloaded.
     """
     name = filename[len(PREFIX) :]
     name = name[:-4] if name.endswith('.pth') else name

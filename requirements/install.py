@@ -46,6 +46,8 @@ STACKS = {
         '-m pip install -q --no-deps --force-reinstall .',
         ('mmpsa', 'configs', 'tools', 'model-index.yml'),
     ),
+    # What builds the site; it reads mmpsa's sources and does not run them.
+    'docs': Stack('3.11', '.venv-docs', None, None, ()),
 }
 
 ENVIRONMENT = dict(
@@ -165,7 +167,8 @@ def without_mmcv(lock, mmcv):
 
 
 def install_packages(stack, lock, venv):
-    check_disk()
+    if stack.mmcv:
+        check_disk()
     uv = find_uv()
     ours = '{}.{}'.format(*sys.version_info) == stack.python
     # A new one each time: one that was cut off is not to be told from a
@@ -178,19 +181,23 @@ def install_packages(stack, lock, venv):
         f'`make PYTHON=/path/to/python{stack.python} ...`',
     )
     python = str(venv / 'bin/python')
-    check_compiler(python)
-    rest, mmcv = without_mmcv(lock.read_text(), stack.mmcv)
-    packages = venv / 'packages.txt'
-    packages.write_text(rest)
+    packages, mmcv, size = lock, None, ''
+    if stack.mmcv:
+        check_compiler(python)
+        rest, mmcv = without_mmcv(lock.read_text(), stack.mmcv)
+        packages = venv / 'packages.txt'
+        packages.write_text(rest)
+        size = ', the first time a download of 3 GB'
     step(
-        f'{rest.count("==")} packages, the first time a download of 3 GB',
+        f'{packages.read_text().count("==")} packages{size}',
         [uv, 'pip', 'sync', '-q', '--require-hashes', '--python', python]
         + ['--build-constraint', str(BUILD), str(packages)],
     )
-    step(
-        f'{mmcv.split()[0]} with its operators, minutes the first time',
-        [python, BUILD_MMCV, mmcv],
-    )
+    if mmcv:
+        step(
+            f'{mmcv.split()[0]} with its operators, minutes the first time',
+            [python, BUILD_MMCV, mmcv],
+        )
 
 
 def files(*paths):
@@ -221,6 +228,8 @@ def install(name):
         [lock, BUILD, *files('requirements/install.py', BUILD_MMCV)],
         lambda: install_packages(stack, lock, venv),
     )
+    if not stack.install:
+        return
     mmpsa = [str(venv / 'bin/python'), *stack.install.split()]
     once(
         venv / '.mmpsa',
@@ -233,13 +242,14 @@ def lock():
     """Pins what the lists ask for; a pin that still serves stays."""
     uv = find_uv()
     for name, stack in STACKS.items():
+        overrides = LOCKS / f'{name}.overrides'
         step(
             f'locking {name}',
             [uv, 'pip', 'compile', '-q', '--generate-hashes']
             + ['--python-version', stack.python]
             + ['--python-platform', 'x86_64-unknown-linux-gnu']
             + ['--build-constraint', str(BUILD)]
-            + ['--override', str(LOCKS / f'{name}.overrides')]
+            + (['--override', str(overrides)] if overrides.exists() else [])
             + ['--custom-compile-command', 'make lock']
             + ['-o', f'requirements/stacks/{name}.txt']
             + [f'requirements/stacks/{name}.in'],

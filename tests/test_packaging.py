@@ -65,12 +65,14 @@ def not_shipped(folder):
 
 
 class TestRequirements:
-    @pytest.mark.parametrize('stack', ['openmmlab', 'onedl'])
-    def test_every_line_of_a_lock_is_pinned_and_hashed(self, stack):
+    @pytest.mark.parametrize(
+        'stack, least', [('openmmlab', 100), ('onedl', 100), ('docs', 10)]
+    )
+    def test_every_line_of_a_lock_is_pinned_and_hashed(self, stack, least):
         pins = locked(stack)
         text = (FOLDER / f'stacks/{stack}.txt').read_text()
         lines = [line for line in text.splitlines() if line[:1] not in '# ']
-        assert len(pins) == len(lines) > 100
+        assert len(pins) == len(lines) > least
         assert all(hashes for _, hashes in pins.values())
 
     @pytest.mark.parametrize(
@@ -440,6 +442,10 @@ class TestSetUpScript:
         assert 'requirements/build_mmcv.py' in packages
         assert {'setup.py', 'mmpsa/ops/__init__.py'} < mmpsa
         assert not [name for name in mmpsa if name.endswith('.pyc')]
+        seen.clear()
+        script.install('docs')
+        (packages,) = seen.values()
+        assert 'requirements/stacks/docs.txt' in packages
 
 
 class TestVersionsPage:

@@ -175,7 +175,9 @@ def masks(x: Tensor, weights: Weights, spec: Spec) -> Masks:
     """The masks that the block gates with, by plain torch.
 
     Args:
-        x, weights, spec: As in :func:`polarized_self_attention`.
+        x (Tensor): N×C×H×W.
+        weights (Weights): Those that ``spec`` has, of any dtype.
+        spec (Spec): What to compute.
 
     Returns:
         Masks: In float32, or float64 for a float64 input.
