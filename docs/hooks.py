@@ -30,7 +30,10 @@ def on_files(files, config):
         if file.is_documentation_page():
             for *_, name, _ in _links(file.src_uri, file.content_string):
                 path = ROOT / name
-                if path.suffix not in ('.md', '.png') and path.is_file():
+                if (
+                    path.suffix not in ('.md', '.png', '.jpg')
+                    and path.is_file()
+                ):
                     uri = f'{name}.md'
                     if uri not in files.src_uris:
                         text = f'# {path.name}\n\n{_fenced(path)}'

@@ -1,30 +1,63 @@
-"""The README's configs are complete and build what they say."""
+"""The README: its config builds what it says, its translation is complete."""
 
 import re
 from importlib import import_module
-from pathlib import Path
 
+import pytest
+from helpers import REPO
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from mmpsa import PSA
 
-README = Path(__file__).parent.parent / 'README.md'
+CONFIGS = [
+    (page, text)
+    for page in ('README.md', 'docs/experiment.md')
+    for text in re.findall(
+        r'(?s)```python\n(_base_ .*?)```', (REPO / page).read_text()
+    )
+]
+BACKBONES = {'mmpose': 'HRNet', 'mmseg': 'ResNetV1c'}
 
 
-def test_configs(tmp_path):
-    configs = re.findall(r'```python\n(.*?)```', README.read_text(), re.S)
-    assert len(configs) == 2
-    for text, codebase, backbone in zip(
-        configs, ('mmpose', 'mmseg'), ('HRNet', 'ResNetV1c')
+@pytest.mark.parametrize('page, text', CONFIGS)
+def test_configs(tmp_path, page, text):
+    assert len(text.splitlines()) <= 8
+    (tmp_path / 'config.py').write_text(text)
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    codebase = cfg.default_scope
+    init_default_scope(codebase)
+    model = import_module(f'{codebase}.registry').MODELS.build(cfg.model)
+    assert type(model.backbone).__name__ == BACKBONES[codebase]
+    blocks = [m for m in model.modules() if hasattr(m, 'downsample')]
+    assert blocks and all(type(block.psa) is PSA for block in blocks)
+
+
+def test_there_are_configs_for_both_codebases():
+    pages = [page for page, _ in CONFIGS]
+    assert pages == ['README.md', 'docs/experiment.md', 'docs/experiment.md']
+    scopes = re.findall(r"_base_ = '(\w+)::", ' '.join(t for _, t in CONFIGS))
+    assert set(scopes) == {*BACKBONES}
+
+
+@pytest.mark.parametrize(
+    'part',
+    [
+        r'(?ms)^(?:<!--.*?)?```.*?^```',  # code
+        r'`[^`\n]+`',  # code within a line, tables too
+        r'\]\(([^)]+)\)',  # links and pictures
+        r'(?m)^(#+|\|)',  # headings, rows of tables
+    ],
+)
+def test_translation(part):
+    """Has the same code, links and rows; the sentences may be in any order."""
+    texts = []
+    for name, other in (
+        ('README.md', 'README_zh-CN.md'),
+        ('README_zh-CN.md', 'README.md'),
     ):
-        assert len(text.splitlines()) <= 8
-        path = tmp_path / f'{codebase}.py'
-        path.write_text(text)
-        cfg = Config.fromfile(path)
-        assert cfg.default_scope == codebase
-        init_default_scope(codebase)
-        model = import_module(f'{codebase}.registry').MODELS.build(cfg.model)
-        assert type(model.backbone).__name__ == backbone
-        blocks = [m for m in model.modules() if hasattr(m, 'downsample')]
-        assert blocks and all(type(block.psa) is PSA for block in blocks)
+        text = (REPO / name).read_text()
+        assert f']({other})' in text
+        texts.append(text.replace(f']({other})', '](twin)'))
+    english, chinese = (sorted(re.findall(part, text)) for text in texts)
+    assert english and chinese == english
