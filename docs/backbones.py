@@ -21,20 +21,24 @@ from dev.small_backbones import BACKBONES  # noqa: E402
 
 PAGE = """# Positions of every backbone
 
-Written by `python docs/backbones.py`, from the registries, with all four
-codebases installed. A number after a name is a depth; a word, a kind of block.
-What the positions mean: [plugins.md](plugins.md).
+`python docs/backbones.py` writes this page from the registries, with all four
+codebases installed. A number after a name is a depth, a word is a kind of
+block. [Positions and modules](plugins.md) says what the positions mean.
 
-- ✓: in every stage (for `output`: at every map that the backbone returns).
-- `stages`: in those alone; the entry's `stages=` must leave the others out. A
-  stage counts where some of its blocks have the position.
-- –: nowhere. In `after_conv…`, because the backbone has no blocks with such
-  convolutions; the last column has the `modules=` that names its blocks
-  instead, where they return maps. Elsewhere, the last column says why.
+| cell | the position exists |
+|---|---|
+| ✓ | in every stage; `output`: at every map that the backbone returns |
+| stages 2–7 | in these; `stages=` of the entry must leave out the others |
+| – | nowhere; the last column says why |
 
-The second column has the number of stages, the flags of `stages=`, and the
-first of them. `output` has a flag for each map instead, as many as
-`out_indices` and the like make the backbone return.
+- A stage counts if some of its blocks have the position.
+- If no `after_conv…` exists, the backbone has no blocks with such
+  convolutions. If its blocks return maps, the last column has the `modules=`
+  that names them.
+- The second column has the number of stages, which is the number of flags in
+  `stages=`, and the name of the first stage. For `output`, give one flag for
+  each map that the backbone returns, which depends on `out_indices` and the
+  like.
 """
 HEAD = f'| backbone | stages | {" | ".join(f"`{p}`" for p in POSITIONS)} | |'
 
