@@ -1,4 +1,4 @@
-"""Folders share mmpsa, and take nothing else from one another."""
+"""Folders share mmpsa and nothing else, and the docs say what each holds."""
 
 import ast
 
@@ -35,3 +35,12 @@ def test_imports(folder):
     ]
     assert imports
     assert not [pair for pair in imports if pair[1] in forbidden]
+
+
+def test_architecture_page_names_every_file():
+    page = (REPO / 'docs/architecture.md').read_text()
+    names = [f'{folder}/' for folder in FOLDERS if folder != 'docs']
+    for folder in ('mmpsa', 'mmpsa/ops', 'mmpsa/plugins'):
+        names += [path.name for path in (REPO / folder).glob('[a-z]*.py')]
+    assert len(names) > 20
+    assert [name for name in names if name not in page] == ['version.py']
