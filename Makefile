@@ -9,7 +9,7 @@ BLOCK = .venv-torch$(TORCH)
 PYTEST = $(VENV)/bin/pytest -n 2 --dist worksteal
 
 .PHONY: help env lock quickstart benchmark test test-slow test-block upstream-tests lint \
-  format docs zoo-check clean
+  format docs wheel zoo-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -51,6 +51,11 @@ format: env  ## mend style and format
 docs:  ## build the site into site/, without warnings
 	@$(PYTHON) requirements/install.py docs
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+wheel: env  ## build the source archive and, from it, the wheel: dist/
+	rm -rf dist
+	$(VENV)/bin/python -W ignore setup.py -q sdist
+	$(VENV)/bin/pip wheel -q --no-deps -w dist dist/*.tar.gz
 
 zoo-check: env  ## evaluate the published checkpoints (needs data/)
 	.venv/bin/python dev/zoo_check.py
