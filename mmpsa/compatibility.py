@@ -11,7 +11,6 @@ from pickle import UnpicklingError
 from typing import List, Optional
 
 try:
-    import mmengine.runner.checkpoint
     import numpy as np
     import torch
     from mmengine.config.utils import MODULE2PACKAGE
@@ -178,14 +177,13 @@ def is_distribution(name: str) -> bool:
 def allow_checkpoint_classes() -> None:
     """Let ``torch.load(weights_only=True)`` read mmengine's checkpoints.
 
-    From torch 2.6 on that is the default, which mmengine's loader does not
-    change, while its checkpoints hold the log history: numpy arrays in a
-    :class:`mmengine.logging.HistoryBuffer`.
+    From torch 2.6 on that is the default, which mmengine does not change,
+    while its checkpoints hold the log history: numpy arrays in a
+    :class:`mmengine.logging.HistoryBuffer`. The loader of mmengine's fork
+    allows its own list for as long as it loads; what both lists have is no
+    longer allowed afterwards.
     """
     if digit_version(torch.__version__) < digit_version('2.6.0'):
-        return
-    # The fork of mmengine allows its own; both would name one ``getattr``.
-    if hasattr(mmengine.runner.checkpoint, 'get_torch_safe_globals'):
         return
     codes = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?'
     scalar = np.float64(0).__reduce__()[0]
@@ -196,8 +194,12 @@ def allow_checkpoint_classes() -> None:
             np.ndarray,
             np.dtype,
             *{type(np.dtype(code)) for code in codes},
-            scalar,
-            reconstruct,
+            # numpy 2 renamed the package; files have either name.
+            *(
+                (function, f'numpy.{core}.multiarray.{function.__name__}')
+                for function in (scalar, reconstruct)
+                for core in ('core', '_core')
+            ),
             (_history_method, 'builtins.getattr'),
         ]
     )

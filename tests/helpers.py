@@ -20,6 +20,7 @@ from torch import nn
 
 from dev.small_backbones import BACKBONES
 from mmpsa import PolarizedSelfAttention  # registers the backbones too
+from mmpsa.compatibility import allow_checkpoint_classes
 from mmpsa.ops import reference
 from mmpsa.psa import LAYOUTS
 
@@ -54,6 +55,15 @@ def run_script(path, *arguments):
     argv = [path, *map(str, arguments)]
     with mock.patch.multiple(sys, argv=argv, path=folders):
         runpy.run_path(path, run_name='__main__')
+
+
+def torch_load(path, **kwargs):
+    """``torch.load`` as ``import mmpsa`` leaves it.
+
+    The loader of mmengine's fork takes back what is allowed.
+    """
+    allow_checkpoint_classes()
+    return torch.load(path, **kwargs)
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -17,7 +17,7 @@ MODELS_BY_NAME = {model['Name']: model for model in zoo_check.published()}
 
 @pytest.mark.parametrize('name', MODELS_BY_NAME)
 def test_checkpoint(name, monkeypatch):
-    monkeypatch.delenv('MMPSA_ZOO', raising=False)
+    monkeypatch.setenv('MMPSA_ZOO', str(REPO / 'checkpoints'))
     entry = MODELS_BY_NAME[name]
     cfg = Config.fromfile(REPO / entry['Config'])
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -37,7 +37,7 @@ def test_inferencer_draws_in_the_colours_of_the_data(monkeypatch):
     """The checkpoint has them: mmseg need not know the data set."""
     from mmseg.apis import MMSegInferencer
 
-    monkeypatch.delenv('MMPSA_ZOO', raising=False)
+    monkeypatch.setenv('MMPSA_ZOO', str(REPO / 'checkpoints'))
     entry = MODELS_BY_NAME['fpn_r18-w32_1xb8-2k_camvid-180x240_psa-s']
     inferencer = MMSegInferencer(
         str(REPO / entry['Config']), entry['Weights'], device='cpu'

@@ -12,6 +12,7 @@ import mmengine
 import numpy as np
 import pytest
 import torch
+from helpers import torch_load
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import MessageHub
 from mmengine.utils import digit_version
@@ -251,7 +252,7 @@ def test_message_hub_loads_safely(tmp_path):
     path = tmp_path / 'checkpoint.pth'
     torch.save(dict(message_hub=hub.state_dict()), path)
     # as mmengine does: safe by default from torch 2.6 on
-    loaded = torch.load(path)['message_hub']
+    loaded = torch_load(path)['message_hub']
     again = MessageHub.get_instance('mmpsa-test-again')
     again.load_state_dict(loaded)
     assert again.get_info('epoch') == 7
@@ -276,4 +277,4 @@ def test_nothing_else_is_reached(owner, name, tmp_path):
     path = tmp_path / 'attack.pth'
     torch.save(dict(x=Attack()), path)
     with pytest.raises(pickle.UnpicklingError, match='may only refer to'):
-        torch.load(path)
+        torch_load(path)

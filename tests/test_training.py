@@ -15,6 +15,7 @@ from helpers import (
     images,
     positions,
     randomise,
+    torch_load,
 )
 from mmengine.evaluator import BaseMetric
 from mmengine.model import (
@@ -133,7 +134,7 @@ def test_train_save_resume(codebase, name, tmp_path):
         assert torch.equal(a[key], b[key]), key
 
     file, again = (
-        torch.load(tmp_path / name / 'epoch_2.pth', map_location='cpu')
+        torch_load(tmp_path / name / 'epoch_2.pth', map_location='cpu')
         for name in ('whole', 'cut')
     )
     for key, value in file['ema_state_dict'].items():

@@ -960,8 +960,8 @@ def _outer_products(
     inside = (k < rows)[:, None] & (j < columns)[None, :]
     tl.store(dw + k[:, None] * columns + j[None, :], total, mask=inside)
     if db is not None:
-        first = tl.program_id(0) % across == 0
-        tl.store(db + k, plain, mask=(k < rows) & first)
+        last = tl.where(tl.program_id(0) % across == 0, rows, 0)
+        tl.store(db + k, plain, mask=k < last)
 
 
 @triton.jit

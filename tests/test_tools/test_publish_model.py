@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import run_script
+from helpers import run_script, torch_load
 from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub
 from mmengine.runner import load_checkpoint
@@ -57,7 +57,7 @@ def test_paths_are_made_relative(publish, checkpoint, tmp_path, monkeypatch):
     content['meta']['cfg'] = f"work_dir = '{tmp_path}/work_dirs/x'\n"
     torch.save(content, path)
     monkeypatch.chdir(tmp_path)
-    meta = torch.load(publish(), weights_only=True)['meta']
+    meta = torch_load(publish(), weights_only=True)['meta']
     assert meta['cfg'] == "work_dir = 'work_dirs/x'\n"
 
 
@@ -92,7 +92,7 @@ def test_nothing_is_overwritten(publish):
 
 
 def test_half(publish, checkpoint):
-    state_dict = torch.load(publish('--half'))['state_dict']
+    state_dict = torch_load(publish('--half'))['state_dict']
     assert state_dict['0.weight'].dtype == torch.float16
     assert (state_dict['1.running_var'] == 1e6).all()
     assert state_dict['1.num_batches_tracked'].dtype == torch.int64
@@ -122,7 +122,7 @@ def test_averaged_weights_are_published(publish, checkpoint):
     hook.ema_model.module = averaged
     hook.before_save_checkpoint(None, content)
     torch.save(content, path)
-    published = torch.load(publish())
+    published = torch_load(publish())
     assert 'ema_state_dict' not in published
     for key, tensor in averaged.state_dict().items():
         assert torch.equal(published['state_dict'][key], tensor)
