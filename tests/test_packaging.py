@@ -132,6 +132,18 @@ class TestPackage:
     def test_version(self):
         assert version('mmpsa') == mmpsa.__version__
 
+    @pytest.mark.parametrize(
+        'name, pattern',
+        [
+            ('CHANGELOG.md', r'## (\S+)'),
+            ('CITATION.cff', r'version: (\S+)'),
+        ],
+    )
+    def test_version_in(self, name, pattern):
+        text = (ROOT / name).read_text()
+        found = re.search(rf'(?m)^{pattern}', text).group(1)
+        assert found == mmpsa.__version__
+
     @pytest.fixture
     def tree(self, tmp_path):
         """A copy of the sources, where setup.py may leave its traces."""
