@@ -1,4 +1,4 @@
-"""The positions in the blocks of backbones."""
+"""Where the positions of each kind of block are."""
 
 from operator import attrgetter
 from typing import Dict, NamedTuple, Optional, Union
@@ -7,12 +7,12 @@ from torch import nn
 
 
 class Anchor(NamedTuple):
-    """Where a position lies in a block: at the output or input of a module."""
+    """The place of a position in a block: the output or input of a module."""
 
     child: Optional[str]  # its dotted name in the block, or NATIVE
     after: bool = True  # at its output
-    # The attribute of the block that has the number of channels, where the
-    # module has no such attribute itself.
+    # The attribute of the block with the number of channels, for modules that
+    # have no such attribute themselves.
     width: Optional[str] = None
 
 
@@ -202,7 +202,7 @@ def positions_of(block: nn.Module) -> Dict[str, Anchor]:
 
 
 def describe_positions(block: nn.Module) -> str:
-    """What positions a module has, or ``''`` if it is no block."""
+    """Say which positions a module has; ``''`` if it is no block."""
     positions = positions_of(block)
     if positions:
         return f'has {" and ".join(positions)}'
@@ -261,7 +261,7 @@ def _name_of(cls):
 
 
 def _find(block, path):
-    """The name of a module in a block, counted from the front, or None."""
+    """The name of a module in a block, without negative indices, or None."""
     module, names = block, []
     for name in path.split('.'):
         if name.startswith('-'):

@@ -1,4 +1,4 @@
-"""What runs the plugins."""
+"""The hooks that run the plugins."""
 
 from itertools import count
 from operator import attrgetter
@@ -11,12 +11,12 @@ from .probing import apply_to_maps, is_map
 
 
 def is_container(module: nn.Module) -> bool:
-    """Whether a module may run whatever children it has."""
+    """Whether a module may run every child that it has."""
     return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
 
 
 def run_natively(block: nn.Module, position: str, name: str):
-    """Let a block with upstream's own plugins run its child ``name``."""
+    """Let upstream's plugin code in a block run the block's child ``name``."""
     if not block.with_plugins:
         block.with_plugins = True
         for each in POSITIONS:
@@ -43,13 +43,13 @@ def run_after_module(
     """Let the host's descendant ``name`` run on what a module returns.
 
     Args:
-        host (nn.Module): What has the plugin.
-        module (str): Name of the module in ``host``; ``''`` is the host.
-        name (str): Name of the plugin in ``host``.
-        path (str): What errors call the module.
+        host (nn.Module): The module that has the plugin.
+        module (str): The name of the module in ``host``; ``''`` is the host.
+        name (str): The name of the plugin in ``host``.
+        path (str): The name of the module in errors.
         in_channels (int): The width that the plugin was built for.
-        norm (str): Name in ``host`` of the norm that conv-bn fusion would
-            draw into the module, past the plugin. Default: none.
+        norm (str): The name in ``host`` of the norm that conv-bn fusion would
+            fuse with the module, past the plugin. Default: none.
     """
     if module:
         hooks = _hooks_of(host)
@@ -81,14 +81,14 @@ def _hooks_of(host):
 
 
 class Forward:
-    """A host's ``forward``, which sees to the hooks in it first.
+    """A host's ``forward`` that first puts back the hooks that were lost.
 
-    Hosts and plugins outlive their neighbours: a runner replaces norm layers
-    (SyncBN reverted or converted, convolution and BN fused) and wraps
-    modules. So nothing is held but names, looked up at each call, and a hook
-    on a module inside the host is put back where that has been replaced. Not
-    from a hook on the host, for some heads call their ``forward`` themselves.
-    Copies and pickles of the host hold hooks of theirs.
+    A runner replaces norm layers (SyncBN reverted or converted, convolution
+    and BN fused) and wraps modules, but hosts and plugins stay. So this class
+    holds names, which it looks up at each call, and no modules. If a module
+    inside the host was replaced, it gets its hook again. A hook on the host
+    could not do this, because some heads call their ``forward`` themselves.
+    Copies and pickles of the host have hooks of their own.
     """
 
     def __init__(self, host: nn.Module):
@@ -100,7 +100,7 @@ class Forward:
             hook.attach()
         return type(self.host).forward(self.host, *args, **kwargs)
 
-    # What exporters read: the names of the inputs, and where the code is.
+    # Exporters read the names of the inputs, and the place of the code.
     @property
     def __wrapped__(self):
         return type(self.host).forward.__get__(self.host)
@@ -177,7 +177,7 @@ class ModuleHook(BlockHook):
                     )
                 )
             if is_container(module):
-                # not in it, but switched with it, as in a frozen stage
+                # The plugin is not in the container, but has its mode.
                 if plugin.training != module.training:
                     plugin.train(module.training)
             output = run_plugin(plugin, output)
@@ -185,7 +185,7 @@ class ModuleHook(BlockHook):
 
 
 def run_plugin(plugin: nn.Module, x: Tensor) -> Tensor:
-    """What a plugin makes of a map, which must have the map's shape."""
+    """Run a plugin on a map; its output must have the map's shape."""
     output = plugin(x)
     if getattr(output, 'shape', None) != x.shape:
         raise ValueError(
@@ -206,8 +206,9 @@ def _describe(output):
 class MapHook:
     """Runs the plugins of the maps that a stage or a backbone returns.
 
-    They are the children of ``host``, by position, index of the map and name.
-    Maps of other widths than ``widths`` are returned in training alone.
+    They are children of ``host``, under the position, the index of the map
+    and their name. Maps of other widths than ``widths`` exist in training
+    alone, and have no plugins.
     """
 
     def __init__(self, host: nn.Module, position: str, widths: List[int]):

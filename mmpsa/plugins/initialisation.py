@@ -1,4 +1,4 @@
-"""Plugins keep their own initialisation."""
+"""Keeps the initialisation of plugins when the backbone is initialised."""
 
 import copy
 import logging
@@ -8,7 +8,12 @@ from mmengine.logging import print_log
 
 
 def protect_initialisation(root, layers):
-    """Let plugins keep their own initialisation in ``init_weights``."""
+    """Let plugins keep their own initialisation in ``init_weights``.
+
+    Args:
+        root (nn.Module): The module that has the plugins.
+        layers (list[nn.Module]): The plugins.
+    """
     if getattr(root, 'is_init', False):
         for layer in layers:
             _initialise(layer)
@@ -25,12 +30,13 @@ def _initialise(layer):
 
 
 class InitWeights:
-    """The ``init_weights`` of a module that spares the plugins in it.
+    """An ``init_weights`` that keeps the initialisation of the plugins.
 
-    The module's ``init_cfg`` would initialise every convolution in it, the
-    plugins' too, and mmengine calls a plugin's own ``init_weights`` before or
-    never, as the modules in between have it. Here the plugins' own comes back
-    after the module's and before a ``Pretrained`` checkpoint.
+    A module's ``init_cfg`` initialises every convolution in the module, also
+    those of the plugins. mmengine calls a plugin's own ``init_weights`` before
+    that, or never, depending on the modules in between. This class restores
+    the plugins' initialisation after the module's, and before a
+    ``Pretrained`` checkpoint is loaded.
     """
 
     def __init__(self, root):
@@ -40,7 +46,7 @@ class InitWeights:
     def __call__(self, *args, **kwargs):
         root = self.root
         upstream = getattr(type(root), 'init_weights', _nothing)
-        if getattr(root, 'is_init', False):  # upstream warns and does nothing
+        if getattr(root, 'is_init', False):  # upstream warns, nothing else
             return upstream(root, *args, **kwargs)
         own = []
         for layer in self.layers:
@@ -58,7 +64,7 @@ class InitWeights:
             type(root)._dump_init_info(root)
 
         handle = root._register_load_state_dict_pre_hook(restore)
-        # before whatever reads the weights that are there
+        # before other hooks, which may read the weights
         root._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
         # mmengine writes its log before this returns
         root._dump_init_info = dump
@@ -71,7 +77,7 @@ class InitWeights:
 
 
 def _record(layer):
-    """Tell mmengine's initialisation log where the weights come from."""
+    """Tell mmengine's log of the initialisation who set the weights."""
     infos = getattr(layer, '_params_init_info', {})
     for parameter in layer.parameters():
         if parameter in infos:
@@ -87,11 +93,12 @@ def _nothing(root):
 
 
 def report_missing_weights(root, layers):
-    """Let ``root`` say which plugins a checkpoint has no weights for.
+    """Log which plugins have no weights in a checkpoint that is loaded.
 
     Args:
-        root (nn.Module): What the plugins are in.
-        layers (dict[str, int]): Their names in it, and their ``in_channels``.
+        root (nn.Module): The module that has the plugins.
+        layers (dict[str, int]): The ``in_channels`` of each plugin, by its
+            name in ``root``.
     """
     for hook in root._load_state_dict_pre_hooks.values():
         hook = getattr(hook, 'hook', hook)
@@ -102,7 +109,7 @@ def report_missing_weights(root, layers):
 
 
 class MissingWeights:
-    """Says, before a state dict is loaded, which plugins it lacks."""
+    """A hook that logs which plugins a state dict lacks."""
 
     def __init__(self, root, layers):
         self.root = root

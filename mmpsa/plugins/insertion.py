@@ -1,10 +1,10 @@
-"""Plugins in a module that has been built.
+"""Inserts plugins into a module that has been built.
 
-The format is mmseg's and mmdet's (``ResNet`` there): a list of
-``dict(cfg=dict(type=…), stages=(…), position='after_conv1')``, in which
-``modules='…'`` may stand for position and stages. The plugin is a child of
-its block, so that its keys read as theirs, and runs from hooks, so that the
-blocks stay upstream's.
+The format is that of ``ResNet`` in mmseg and mmdet: a list of
+``dict(cfg=dict(type=…), stages=(…), position='after_conv1')``. An entry may
+have ``modules='…'`` instead of position and stages. The plugin becomes a child
+of its block, so it has the same name in the checkpoint as in mmseg. Hooks run
+it, so the block itself stays unchanged.
 """
 
 import copy
@@ -28,8 +28,8 @@ from .sites import Site, Sites
 from .usage import watch
 from .validation import Entry, PluginsError, validate
 
-# What a wrong cfg raises. Anything else is a mistake in the plugin's code,
-# and surfaces as it is.
+# What a wrong cfg raises. Any other exception is a mistake in the plugin's
+# code, and is not caught.
 _REFUSALS = (AssertionError, KeyError, TypeError, ValueError)
 
 
@@ -50,45 +50,48 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
     """Insert plugins into a built backbone, neck or head.
 
     Plugins at one place run in the order of the list, each on the output of
-    the one before. They move to the device and dtype of their block (stage,
-    module), are frozen where it is, and keep their own initialisation when
-    the module's ``init_weights`` runs; a ``Pretrained`` checkpoint overwrites
-    it where it holds their weights.
+    the one before. A plugin takes the device and the dtype of its block
+    (stage, module), and is frozen if its block is. It keeps its own
+    initialisation when the module's ``init_weights`` runs. A ``Pretrained``
+    checkpoint overwrites this initialisation if it has weights for the
+    plugin.
 
     Args:
         module (nn.Module): A backbone, neck or head of mmpose, mmseg, mmdet
-            or mmpretrain (or of the same make). ``docs/backbones.md`` says
-            which positions each backbone has; the others have none.
+            or mmpretrain, or a module of your own. ``docs/backbones.md`` says
+            which positions each backbone has. Necks and heads have none:
+            name their modules.
         plugins (Sequence[dict]): Each with the keys
 
-            - cfg (dict): Config of any registered plugin layer. ``type`` is
-              required; ``postfix`` (str or int) is appended to the plugin's
-              name and needed where one kind occurs twice in a place. The
-              plugin is built with the ``in_channels`` of its place.
+            - cfg (dict): The config of a registered plugin layer. It must
+              have ``type``. If one kind of plugin occurs twice in a place, it
+              needs ``postfix`` (str or int), which is appended to the
+              plugin's name. Leave out ``in_channels``: the plugin gets the
+              width of its place.
             - position (str): ``'after_conv1'``, ``'after_conv2'`` or
-              ``'after_conv3'``: in each residual block after that
-              convolution, its norm and, but for the block's last convolution,
-              its activation. ``'after_stage'``: on each N×C×H×W map that a
-              stage returns. ``'output'``: on each N×C×H×W map that the
-              backbone returns.
+              ``'after_conv3'``: in each block, after that convolution, its
+              norm and its activation (after the last convolution of a block
+              there is no activation). ``'after_stage'``: on each N×C×H×W map
+              that a stage returns. ``'output'``: on each N×C×H×W map that
+              the backbone returns.
             - stages (Sequence[bool], optional): One flag for each stage, or
               for each map that the backbone returns. Default: all.
-            - modules (str or Sequence[str]): In place of ``position`` and
-              ``stages``: on the N×C×H×W map that each module returns whose
-              name in ``module`` matches. ``*`` stands for anything within
-              one component of a dotted name, ``**`` for anything. A width
-              that neither the module tells nor running a backbone shows is
-              given as ``cfg=dict(in_channels=…)``.
+            - modules (str or Sequence[str]): Replaces ``position`` and
+              ``stages``. The plugin runs on the N×C×H×W map of every module
+              whose name in ``module`` matches. ``*`` stands for anything
+              within one component of a dotted name, ``**`` for anything. If
+              the error says that the width is not known, give it as
+              ``cfg=dict(in_channels=…)``.
 
     Returns:
-        list[str]: Names of the modules added, relative to ``module``.
+        list[str]: The names of the added modules, relative to ``module``.
 
     Raises:
         TypeError: If ``plugins`` or an entry has the wrong type.
-        ValueError: If an entry has an unknown, missing or malformed key, the
-            backbone or a stage lacks the position, a pattern matches nothing,
-            a width is not known, a name is taken, or a plugin cannot be
-            built. The module is unchanged then.
+        ValueError: If an entry has an unknown, missing or malformed key, if
+            the backbone or a stage lacks the position, if a pattern matches
+            nothing, if a width is not known, if a name is taken, or if a
+            plugin cannot be built. The module is unchanged then.
     """
     if isinstance(module, BaseModel):
         raise PluginsError(
@@ -113,9 +116,9 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
 
 
 def _build_all(entries, sites) -> List[_Insertion]:
-    """Build the plugins of all sites; what is refused is refused here."""
+    """Build the plugins of all sites; raises before anything is inserted."""
     added, paths = [], set()
-    # By position first: the order that native keys have.
+    # Sorted by position, as the keys of mmseg's own plugins are.
     for entry in sorted(entries, key=lambda entry: entry.position or '~'):
         for site in sites.of(entry):
             name, layer = _build(entry, site)
@@ -197,7 +200,7 @@ def _no_network(entry, cls):
 
 
 def _fit(new, module):
-    """Dtype, device, mode and freezing of where a plugin goes."""
+    """Give a plugin the dtype, device, mode and freezing of its place."""
     like = new.site.like
     for parameter in (*like.parameters(), *module.parameters()):
         new.layer.to(parameter)
@@ -208,7 +211,7 @@ def _fit(new, module):
 
 
 def _log(module, entries, added):
-    """Say what was inserted where, and what will never learn."""
+    """Log what was inserted where, and warn of what will never learn."""
     title = type(module).__name__
     for entry in entries:
         mine = [new for new in added if new.entry is entry]

@@ -1,4 +1,4 @@
-"""Classes whose constructors take ``plugins=``."""
+"""Gives a class a constructor that takes ``plugins=``."""
 
 from functools import wraps
 from typing import TypeVar
@@ -11,16 +11,17 @@ Class = TypeVar('Class', bound=type)
 def pluggable(cls: Class) -> Class:
     """Give a backbone, neck or head a constructor that takes ``plugins=``.
 
-    A decorator. The class is changed in place, not replaced by a subclass, in
-    which ``super(Name, self)`` would never end. Plugins go in when the
-    constructor is done, that of a subclass too; without ``plugins`` nothing
-    is changed.
+    Use it as a decorator. It inserts the plugins when the constructor of the
+    class, or of a subclass, is done. Without ``plugins`` nothing changes.
+
+    The class is changed in place. A subclass of the same name would make
+    ``super(Name, self)`` recurse without end.
 
     Args:
         cls (type): A subclass of :class:`torch.nn.Module`.
 
     Returns:
-        type: ``cls``.
+        type: The same class.
     """
     _take_plugins(cls)
     own = vars(cls).get('__init_subclass__')

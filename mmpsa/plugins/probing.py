@@ -1,4 +1,4 @@
-"""The feature maps that a module returns, found by running it."""
+"""Finds the feature maps that a module returns, by running it."""
 
 import copy
 from itertools import product
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 # In pixels; some backbones do not run on the small ones.
 _SIZES = (64, 128, 256)
-# What shapes that do not fit raise. Anything else is a mistake in the code of
-# the backbone or of a plugin, and surfaces as it is.
+# What shapes that do not fit raise. Any other exception is a mistake in the
+# code of the backbone or of a plugin, and is not caught.
 _MISFITS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 
 
@@ -22,9 +22,9 @@ def is_map(x) -> bool:
 
 
 def apply_to_maps(function: Callable[[Tensor], Tensor], output):
-    """``function`` of each N×C×H×W tensor in tuples and lists, in order.
+    """Apply ``function`` to each N×C×H×W tensor in tuples and lists, in order.
 
-    Everything else (tokens, ``None``) is returned as it is.
+    Everything else (tokens, ``None``) is returned unchanged.
     """
     if is_map(output):
         return function(output)
@@ -38,18 +38,19 @@ def find_widths(
 ) -> Dict[str, List[int]]:
     """The channels of each map that modules of a backbone return.
 
-    A copy of the backbone is run on pictures, once as in evaluation and once
-    as in training, at different sizes. The backbone, and the state of the
-    random numbers, stay as they are. Maps of a width that evaluation does not
-    return (training's auxiliary ones) are left out.
+    A copy of the backbone runs on pictures, once in evaluation mode and once
+    in training mode, at different sizes. The backbone and the state of the
+    random numbers do not change. Maps of a width that evaluation does not
+    return (the auxiliary ones of training) are left out.
 
     Args:
-        backbone (nn.Module): What takes N×C×H×W pictures.
-        names (Sequence[str]): Of modules in it; ``''`` is the backbone.
+        backbone (nn.Module): A backbone that takes N×C×H×W pictures.
+        names (Sequence[str]): The names of modules in it; ``''`` is the
+            backbone.
 
     Returns:
-        dict[str, list[int]]: By name. A module is left out that does not run,
-        or whose maps differ with the size or the mode.
+        dict[str, list[int]]: The channels by name. Modules that do not run
+        are left out, and those whose maps differ with the size or the mode.
 
     Raises:
         ValueError: If the backbone does not run on pictures.

@@ -1,4 +1,4 @@
-"""The stages of a backbone, by the names that upstream gives them."""
+"""Finds the stages of a backbone by the names that upstream gives them."""
 
 import re
 from typing import List, Tuple
@@ -6,7 +6,8 @@ from typing import List, Tuple
 from torch import nn
 
 _NUMBERED = re.compile(r'(layer|stage|stage_|conv_res_block)\d+')
-# In lists; where a backbone has several, a stage is one module of each.
+# Lists of stages. If a backbone has several lists, a stage is one item of
+# each.
 _LISTS = (
     'stages',
     'layers',
@@ -24,7 +25,7 @@ _LISTS = (
 
 
 def find_stages(backbone: nn.Module) -> List[List[str]]:
-    """The names of the modules that make up each stage, none if unknown."""
+    """The names of the modules of each stage; empty if not known."""
     children = dict(backbone.named_children())
     numbered = [[name] for name in children if _NUMBERED.fullmatch(name)]
     lists = [
@@ -36,11 +37,12 @@ def find_stages(backbone: nn.Module) -> List[List[str]]:
 
 
 def stage_of(module: nn.Module, name: str) -> Tuple[str, int]:
-    """Which stage a submodule is in, of ``module`` or a network inside it.
+    """The stage of ``module``, or of a network inside it, with a submodule.
 
     Returns:
-        tuple[str, int]: The name of what has stages, the stage's index; for
-        what is in no stage, its own name and -1.
+        tuple[str, int]: The name of the network that has the stage, and the
+        index of the stage. If the submodule is in no stage: its own name and
+        -1.
     """
     inner = name.split('.')
     for i in range(len(inner)):

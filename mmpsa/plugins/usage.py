@@ -1,4 +1,4 @@
-"""Says which plugins took no part in the first training iteration."""
+"""Warns of plugins that took no part in the first training iteration."""
 
 import logging
 from typing import Dict
@@ -14,13 +14,13 @@ _handle = None
 
 
 def watch(module: nn.Module, layers: Dict[str, nn.Module]):
-    """Warn of plugins that no gradient reaches, once, by name.
+    """Warn once of plugins that no gradient reaches, by their names.
 
-    The first step of an optimizer ends the iteration, whoever trains: all
-    optimizers of torch call the hook, until no module waits for it.
+    The iteration ends with the first step of an optimizer. All optimizers of
+    torch call the hook, until no module waits for it.
 
     Args:
-        module (nn.Module): What has the plugins.
+        module (nn.Module): The module that has the plugins.
         layers (dict[str, nn.Module]): The plugins, by name in ``module``.
     """
     global _handle

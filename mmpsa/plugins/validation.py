@@ -1,4 +1,4 @@
-"""The entries of ``plugins=``, checked before anything is looked for."""
+"""Checks the entries of ``plugins=``."""
 
 import re
 from typing import List, NamedTuple, Optional, Sequence, Tuple
@@ -11,11 +11,14 @@ KEYS = ('cfg', 'position', 'stages', 'modules')
 
 
 class PluginsError(ValueError, AssertionError):
-    """``plugins=`` that a module cannot take; upstream's own assert it."""
+    """A module cannot take these ``plugins=``.
+
+    It is an AssertionError too, because upstream's own code asserts.
+    """
 
 
 class Entry(NamedTuple):
-    """One entry that is well formed; it has a position or patterns."""
+    """A well-formed entry; it has either a position or patterns."""
 
     where: str  # 'plugins[0]'
     cfg: dict
@@ -24,14 +27,14 @@ class Entry(NamedTuple):
     patterns: Tuple[str, ...]
 
     def __str__(self):
-        """Where its plugins go: ``"after_conv1"``, ``"after 'convs.*'"``."""
+        """The place: ``"after_conv1"``, ``"after 'convs.*'"``."""
         return (
             self.position or f'after {" and ".join(map(repr, self.patterns))}'
         )
 
 
 def validate(plugins) -> List[Entry]:
-    """The entries of ``plugins``.
+    """Check ``plugins`` and return its entries.
 
     Raises:
         TypeError: If ``plugins`` or a value in it has the wrong type.
