@@ -1,4 +1,4 @@
-"""Checkpoint files: read with errors that say what is wrong, written whole."""
+"""Reads checkpoints with clear errors, and writes files as a whole."""
 
 import os
 import re
@@ -18,14 +18,14 @@ def read_checkpoint(path: str) -> dict:
     """Read a checkpoint to the CPU.
 
     Args:
-        path (str): Anything that mmengine's loader takes: a file or a URL.
+        path (str): A file, or a URL that mmengine's loader takes.
 
     Returns:
-        dict: What the file holds.
+        dict: The content of the file.
 
     Raises:
-        CheckpointError: If it cannot be loaded or holds no dict. The message
-            is one line, with the path.
+        CheckpointError: If the file cannot be loaded, or holds no dict. The
+            message is one line with the path.
     """
     if Path(path).is_dir():
         raise CheckpointError(f'{path} must be a checkpoint; it is a folder')
@@ -42,7 +42,7 @@ def read_checkpoint(path: str) -> dict:
 
 
 def _why_not(path, error):
-    """What kept a checkpoint from being loaded, in one line."""
+    """The reason why a checkpoint was not loaded, in one line."""
     code = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
     if code:
         return (
@@ -60,16 +60,16 @@ def _why_not(path, error):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file beside its place, and put it there when it is complete.
+    """Write a file beside its place, and move it there when it is complete.
 
-    What stood there before stays until then, and for good where writing
-    fails or is interrupted.
+    An existing file stays until then. If writing fails or is interrupted, it
+    stays for good.
 
     Args:
-        path (Path): The file; its folder is made where it is missing.
+        path (Path): The file. Its folder is made if it is missing.
 
     Yields:
-        BinaryIO: To write to.
+        BinaryIO: The file to write to.
 
     Raises:
         IsADirectoryError: If ``path`` is a folder.

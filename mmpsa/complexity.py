@@ -1,4 +1,4 @@
-"""What a config's model costs: parameters and FLOPs."""
+"""Counts the parameters and FLOPs of a config's model."""
 
 import copy
 from typing import Tuple
@@ -15,18 +15,19 @@ from mmpsa.psa import PolarizedSelfAttention
 def complexity_of(cfg: Config, naive: bool = False) -> Tuple[int, int]:
     """Parameters, and multiply-adds for one picture of the training size.
 
-    A multiply-add is one FLOP, as in OpenMMLab's tables; activations, sums
-    and gates (those of PSA too) are none. Auxiliary heads have parameters
-    and, as they run in training only, no FLOPs.
+    A multiply-add counts as one FLOP, as in OpenMMLab's tables. Activations,
+    sums and gates, also those of PSA, do not count. Auxiliary heads count
+    with their parameters, but not with FLOPs: they run in training only.
 
     Args:
-        cfg (mmengine.Config): A pose estimator's or a segmentor's; its
-            ``crop_size`` (h, w) or ``codec.input_size`` (w, h) is the size.
+        cfg (mmengine.Config): The config of a pose estimator or a segmentor.
+            Its ``crop_size`` (h, w) or ``codec.input_size`` (w, h) is the
+            size of the picture.
         naive (bool): Compute PSA by the equations of
             :mod:`mmpsa.ops.reference`, line by line. Default: False.
 
     Returns:
-        tuple[int, int]: parameters, FLOPs.
+        tuple[int, int]: The parameters and the FLOPs.
     """
     model = copy.deepcopy(cfg.model)  # segmentors write into theirs
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

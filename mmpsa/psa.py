@@ -22,8 +22,7 @@ LAYOUTS = {
     'official': ('parallel', 'sequential'),
 }
 
-# Parameters that tell a block in a state dict, by the mask that has them,
-# and its variant.
+# Parameters by which a block is known in a state dict, and its variant.
 SIGNATURES = {
     'ch_wq.weight': 'paper',
     'sp_wq.weight': 'paper',
@@ -35,43 +34,42 @@ SIGNATURES = {
 class PolarizedSelfAttention(BaseModule):
     """Polarized Self-Attention (PSA) block.
 
-    A channel mask (N×C×1×1) and a spatial mask (N×1×H×W), each of which
-    collapses one dimension completely and keeps the other, gate the input X:
-    ``X⊙ch(X) + X⊙sp(X)`` in parallel, ``Y⊙sp(Y)`` with ``Y = X⊙ch(X)`` in
-    sequence (paper, section 3.2). Input and output have the same shape, dtype
-    and device. Reductions, softmaxes and LayerNorm are computed in float32 at
-    least, autocast or not.
+    Two masks gate the input X: a channel mask (N×C×1×1) and a spatial mask
+    (N×1×H×W). Each collapses one dimension completely and keeps the other.
+    The parallel layout computes ``X⊙ch(X) + X⊙sp(X)``, the sequential one
+    ``Y⊙sp(Y)`` with ``Y = X⊙ch(X)`` (paper, section 3.2). The output has the
+    shape, dtype and device of the input. Reductions, softmaxes and LayerNorm
+    are computed in float32 at least, with autocast or without.
 
     Args:
         in_channels (int): C, the channels of the input.
         layout (str): ``'parallel'``, ``'sequential'``, or one mask alone:
-            ``'channel'``, ``'spatial'`` (the paper's ablations).
+            ``'channel'`` or ``'spatial'`` (the paper's ablations).
             Default: ``'parallel'``.
-        variant (str): ``'paper'``: the paper's equations, every convolution
-            with bias; parameters are named as in the widely used
-            re-implementation (``ch_wv``, ``sp_wq``, …), whose state dicts
-            load as they are. ``'official'``: the arithmetic of the authors'
-            released code, which is not the paper's, with its parameter names
-            (``conv_q_right``, …); parallel and sequential only.
-            Default: ``'paper'``.
-        identity_init (bool): Start as the identity function, exactly. For
-            ``variant='paper'``. The layouts whose gates cannot sum to one by
-            themselves (all but ``'parallel'``) get masks of twice the
-            sigmoid; the factor is saved with the weights as ``mask_scale``
-            and a block takes it from the state dict that it loads, so that
-            weights compute the same function wherever they are loaded.
-            Default: False.
-        backend (str, optional): What computes it, where it can: one of
-            :data:`mmpsa.ops.BACKENDS`. Without one, the environment variable
-            ``MMPSA_BACKEND`` when the block is built, or else whatever serves
-            best. Default: None.
+        variant (str): ``'paper'`` computes the paper's equations. Every
+            convolution has a bias. The parameters have the names of the
+            widely used re-implementation (``ch_wv``, ``sp_wq``, …), whose
+            state dicts load as they are. ``'official'`` computes what the
+            authors' released code computes, which is something else. The
+            parameters have its names (``conv_q_right``, …). It is parallel
+            or sequential. Default: ``'paper'``.
+        identity_init (bool): Start as exactly the identity function; needs
+            ``variant='paper'``. All layouts but ``'parallel'`` then have
+            masks of twice the sigmoid. This factor is saved with the weights
+            as ``mask_scale``, and a block takes it from the state dict that
+            it loads. So weights compute the same function wherever they are
+            loaded. Default: False.
+        backend (str, optional): The backend to use if it can serve: one of
+            :data:`mmpsa.ops.BACKENDS`. Without it, the environment variable
+            ``MMPSA_BACKEND`` counts when the block is built. Without either,
+            the block takes the fastest. Default: None.
         init_cfg (dict or list[dict], optional): As in
-            :class:`mmengine.model.BaseModule`; applied after the block's own
-            initialisation. Default: None.
+            :class:`mmengine.model.BaseModule`. It is applied after the
+            block's own initialisation. Default: None.
 
     Raises:
-        ValueError: If an argument, or ``MMPSA_BACKEND``, is none of the
-            values allowed, if the variant cannot serve the layout,
+        ValueError: If an argument or ``MMPSA_BACKEND`` has a value that is
+            not allowed, if the variant does not have the layout,
             ``in_channels`` or ``identity_init``, or, in ``forward``, if the
             input is not N×``in_channels``×H×W.
     """
@@ -161,9 +159,9 @@ class PolarizedSelfAttention(BaseModule):
         self.conv_v_left = nn.Conv2d(channels, inner, 1, bias=False)
 
     def reset_parameters(self):
-        """Initialise as the authors do, Kaiming, or as the identity.
+        """Initialise as the authors do (Kaiming), or as the identity.
 
-        The authors leave ``conv_up`` at torch's own initialisation.
+        ``conv_up`` keeps torch's own initialisation, as in the authors' code.
         """
         for name, module in self.named_modules():
             if name.startswith('conv_up'):
@@ -190,7 +188,7 @@ class PolarizedSelfAttention(BaseModule):
 
     @property
     def spec(self) -> Spec:
-        """What it computes, besides its weights."""
+        """What the block computes, without its weights."""
         return Spec(self.variant, self.layout, self.mask_scale)
 
     @property
@@ -232,7 +230,14 @@ class PolarizedSelfAttention(BaseModule):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """N×C×H×W to N×C×H×W, of the same dtype."""
+        """Gate ``x``.
+
+        Args:
+            x (Tensor): N×C×H×W.
+
+        Returns:
+            Tensor: N×C×H×W, of the same dtype.
+        """
         self._check_input(x)
         return polarized_self_attention(
             x, self.weights, self.spec, self.backend
@@ -250,11 +255,15 @@ class PolarizedSelfAttention(BaseModule):
         return choose_backend(x, self.weights, self.spec, self.backend)
 
     def masks(self, x: Tensor) -> Masks:
-        """The masks that :meth:`forward` gates ``x`` with, in float32.
+        """The masks with which :meth:`forward` gates ``x``.
+
+        Args:
+            x (Tensor): N×C×H×W.
 
         Returns:
-            Masks: ``channel`` (N×C×1×1) and ``spatial`` (N×1×H×W), None where
-            the layout has no such mask; float64 for a float64 input.
+            Masks: ``channel`` (N×C×1×1) and ``spatial`` (N×1×H×W), in float32
+            (float64 for a float64 input). A mask that the layout does not
+            have is None.
         """
         self._check_input(x)
         return masks(x, self.weights, self.spec)

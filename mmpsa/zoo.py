@@ -1,4 +1,4 @@
-"""``mmpsa://NAME``: published checkpoints by name, their hash checked.
+"""Loads published checkpoints by ``mmpsa://NAME``, and checks their hash.
 
 A published checkpoint is a file ``NAME-<hash>.pth``, where the hash is the
 first 8 hexadecimal digits of the sha256 of its content.

@@ -1,7 +1,7 @@
-"""Polarized Self-Attention without its C/2×H×W maps, exactly.
+"""The algebra that removes the C/2×H×W maps, exactly.
 
-1×1 convolutions are linear and softmax weights sum to one, so the order of
-convolving and pooling can be turned round (``a`` are softmax weights)::
+1×1 convolutions are linear and softmax weights sum to one. So one can pool
+first and convolve afterwards (``a`` are softmax weights)::
 
     Σ_p a_p (Wv x_p + bv)   = Wv (Σ_p a_p x_p) + bv
     mean_p (Wq x_p + bq)    = Wq (mean_p x_p) + bq
@@ -11,12 +11,12 @@ and in the sequential layout, with Y = X ⊙ ch::
 
     mean_p (ch ⊙ x_p) = ch ⊙ mean_p x_p,    uᵀ (ch ⊙ x_p) = (u ⊙ ch)ᵀ x_p
 
-What remains per position is one multiply-add a channel for each of the two
-poolings, the two logits and the gates: the passes over X. Between them are
-vectors of an image; their algebra is here, in plain torch, for autograd to
-differentiate. The numbers are those of :mod:`mmpsa.ops.reference`; the one
-map that cannot go is the values of the authors' sequential code, whose
-softmax runs over positions. Shapes: X is N×C×P, M = max(C // 2, 1).
+The passes over X remain: for each position, one multiply-add a channel for
+each of the two poolings, the two logits and the gates. Between the passes are
+vectors of an image. Their algebra is here, in plain torch, so that autograd
+differentiates it. The numbers are those of :mod:`mmpsa.ops.reference`. One map
+has to stay, the values of the authors' sequential code: their softmax runs
+over positions. Shapes: X is N×C×P, M = max(C // 2, 1).
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -32,10 +32,10 @@ _LARGE = 2.0**50
 
 
 class Query(NamedTuple):
-    """What the logits of the spatial mask are, ``vector · x_p + bias``.
+    """The logits of the spatial mask are ``vector · x_p + bias``.
 
-    With a ``scale``, their softmax over positions, times ``scale`` there, is
-    what the sigmoid is taken of.
+    With a ``scale``, the sigmoid is taken of the softmax over positions of
+    these logits times ``scale``.
     """
 
     vector: Tensor  # N×C
@@ -44,12 +44,12 @@ class Query(NamedTuple):
 
 
 def channel_mask(context: Tensor, weights: Weights, spec: Spec) -> Tensor:
-    """The channel mask, of what the attention pooled.
+    """Compute the channel mask from the features that attention pooled.
 
     Args:
-        context (Tensor): N×C, float32 or float64.
-        weights (Weights): Of any dtype.
-        spec (Spec): One that has a channel mask.
+        context (Tensor): The pooled features, N×C, float32 or float64.
+        weights (Weights): The weights, of any dtype.
+        spec (Spec): A spec with a channel mask.
 
     Returns:
         Tensor: N×C, ``mask_scale`` included.
@@ -65,16 +65,16 @@ def channel_mask(context: Tensor, weights: Weights, spec: Spec) -> Tensor:
 
 
 def spatial_query(mean: Tensor, weights: Weights, spec: Spec) -> Query:
-    """What asks for the spatial mask, if there is no value map.
+    """Compute the query of the spatial mask, if there is no value map.
 
     Args:
-        mean (Tensor): N×C, over positions, float32 or float64; of the
-            sequential layout, that of Y.
-        weights (Weights): Of any dtype.
-        spec (Spec): One that has a spatial mask.
+        mean (Tensor): The mean over positions of X (in the sequential layout,
+            of Y), N×C, float32 or float64.
+        weights (Weights): The weights, of any dtype.
+        spec (Spec): A spec with a spatial mask.
 
     Returns:
-        Query: For X, or Y, as the mean is of.
+        Query: The query for X (in the sequential layout, for Y).
     """
     w = weights
     q = _linear(mean, w.sp_wq, w.sp_bq)  # N×M
@@ -90,19 +90,19 @@ def spatial_query(mean: Tensor, weights: Weights, spec: Spec) -> Query:
 def value_map(
     x: Tensor, mean: Tensor, channel: Tensor, weights: Weights
 ) -> Tensor:
-    """The logits of the authors' sequential code.
+    """Compute the logits of the authors' sequential code.
 
     Args:
         x (Tensor): N×C×P, float32 or float64.
-        mean (Tensor): N×C, over positions.
-        channel (Tensor): N×C, the channel mask.
-        weights (Weights): Of any dtype.
+        mean (Tensor): The mean over positions, N×C.
+        channel (Tensor): The channel mask, N×C.
+        weights (Weights): The weights, of any dtype.
 
     Returns:
         Tensor: N×P.
     """
     g = _linear(mean * channel, weights.sp_wq, None)  # N×M
-    # ch folded into the weights: Y is not written, its values are.
+    # ch is folded into the weights, so Y itself is never written.
     wv = matrix(weights.sp_wv, x) * channel[:, None]  # N×M×C
     theta = (wv @ x).softmax(-1)  # N×M×P
     return (g[:, None] @ theta).squeeze(1)
@@ -127,7 +127,7 @@ def _layer_norm(z, weight, bias):
 
 
 def _scale_down(z: Tensor) -> Tuple[Tensor, Tensor]:
-    """Bring the rows of an N×K tensor below ``_LARGE``, and their factors."""
+    """Scale the rows of an N×K tensor below ``_LARGE``; return the factors."""
     peak = z.detach().abs().amax(-1, keepdim=True)
     scale = (peak / _LARGE).clamp_min(1)
     return z / scale, scale

@@ -1,11 +1,12 @@
-"""The operator, and which backend computes it.
+"""Defines the operator, and chooses the backend that computes it.
 
-``mmpsa::psa`` and its derivative ``mmpsa::psa_backward`` are defined here for
-all devices: schema, shapes, autograd. The CPU's kernels are in C++
-(``csrc/``, built when mmpsa is installed, if there are torch and a compiler
-then), the GPU's in :mod:`mmpsa.ops.triton_kernels`. The dispatcher takes the
-one of the input's device. What neither serves, plain torch does
-(:mod:`mmpsa.ops.torch_kernels`), before the operator is reached.
+This module defines ``mmpsa::psa`` and its derivative ``mmpsa::psa_backward``
+for all devices: schema, shapes, autograd. The kernels for CPUs are in C++
+(``csrc/``; they are built when mmpsa is installed, if torch and a compiler are
+there). The kernels for GPUs are in :mod:`mmpsa.ops.triton_kernels`. torch's
+dispatcher takes the one of the input's device. Plain torch
+(:mod:`mmpsa.ops.torch_kernels`) computes what neither serves, without the
+operator.
 """
 
 import logging
@@ -25,8 +26,8 @@ from torch.library import Library
 from . import reference, torch_kernels
 from .spec import Spec, Weights, named, result_like
 
-# 'reference' computes the equations line by line, the others the collapsed
-# form. One that cannot serve a case hands it on to the next.
+# 'reference' computes the equations line by line, the others compute the
+# collapsed form. A backend that cannot serve a case leaves it to the next.
 BACKENDS = ('reference', 'triton', 'cpp', 'torch')
 VARIABLE = 'MMPSA_BACKEND'
 
@@ -52,8 +53,8 @@ else:
 class Masks(NamedTuple):
     """The two masks of PSA, ``mask_scale`` included.
 
-    ``channel`` is N×C×1×1, ``spatial`` N×1×H×W; None where the layout has no
-    such mask.
+    ``channel`` is N×C×1×1, ``spatial`` is N×1×H×W. A mask that the layout
+    does not have is None.
     """
 
     channel: Optional[Tensor]
@@ -64,8 +65,8 @@ def backends() -> Dict[str, Optional[str]]:
     """The backends of this installation.
 
     Returns:
-        dict[str, str or None]: for each of ``BACKENDS`` None if it is there,
-        or the reason why it is not.
+        dict[str, str or None]: For each of ``BACKENDS``, None if it is there,
+        otherwise the reason why it is not.
     """
     reasons = dict.fromkeys(BACKENDS)
     if not _HAS_TRITON:
@@ -80,14 +81,15 @@ def check_backend(backend: Optional[str]) -> Optional[str]:
     """The backend that a block was asked to use.
 
     Args:
-        backend (str, optional): Its argument; without one, the environment
-            variable ``MMPSA_BACKEND`` counts.
+        backend (str, optional): The block's argument. Without it, the
+            environment variable ``MMPSA_BACKEND`` counts.
 
     Returns:
-        str or None: One of ``BACKENDS``, or None for whichever serves best.
+        str or None: One of ``BACKENDS``, or None for the fastest that serves.
 
     Raises:
-        ValueError: If it is none of these; names the argument or variable.
+        ValueError: If it is none of these. The message names the argument or
+            the variable.
     """
     source = 'backend'
     if backend is None:
@@ -102,13 +104,13 @@ def check_backend(backend: Optional[str]) -> Optional[str]:
 def choose_backend(
     x: Tensor, weights: Weights, spec: Spec, backend: Optional[str] = None
 ) -> str:
-    """The backend that would compute this, without computing it.
+    """The backend that would compute this. It computes nothing.
 
     Args:
         x (Tensor): N×C×H×W.
-        weights (Weights): Those that ``spec`` has.
+        weights (Weights): The weights that ``spec`` has.
         spec (Spec): What to compute.
-        backend (str, optional): The first to ask. Default: None, the best.
+        backend (str, optional): The first to ask. Default: None, the fastest.
 
     Returns:
         str: One of ``BACKENDS``.
@@ -141,10 +143,10 @@ def polarized_self_attention(
     """Polarized Self-Attention, by the backend of :func:`choose_backend`.
 
     Args:
-        x (Tensor): N×C×H×W; half precision is computed in float32.
-        weights (Weights): Those that ``spec`` has, of any dtype.
+        x (Tensor): N×C×H×W. Half precision is computed in float32.
+        weights (Weights): The weights that ``spec`` has, of any dtype.
         spec (Spec): What to compute.
-        backend (str, optional): The first to ask. Default: None, the best.
+        backend (str, optional): The first to ask. Default: None, the fastest.
 
     Returns:
         Tensor: N×C×H×W, of ``x``'s dtype.
@@ -172,18 +174,18 @@ def polarized_self_attention(
 
 
 def masks(x: Tensor, weights: Weights, spec: Spec) -> Masks:
-    """The masks that the block gates with, by plain torch.
+    """The masks of the block, by plain torch.
 
     Args:
         x (Tensor): N×C×H×W.
-        weights (Weights): Those that ``spec`` has, of any dtype.
+        weights (Weights): The weights that ``spec`` has, of any dtype.
         spec (Spec): What to compute.
 
     Returns:
-        Masks: In float32, or float64 for a float64 input.
+        Masks: The masks in float32, or in float64 for a float64 input.
 
     Raises:
-        ValueError: As :func:`polarized_self_attention`.
+        ValueError: As in :func:`polarized_self_attention`.
     """
     _check(x, weights)
     with torch.autocast(x.device.type, enabled=False):
@@ -260,8 +262,8 @@ def _warn_of_missing_extension():
     )
 
 
-# Of the forward: the gated input; maps, of each mask the logits, N×P; vectors
-# of each image, for the backward. As mmpsa/ops/csrc/cpu.cpp has them.
+# The forward returns the gated input, maps (the logits of each mask, N×P) and
+# the vectors of each image for the backward, as in mmpsa/ops/csrc/cpu.cpp.
 _FORWARD = (
     'psa(Tensor x, Tensor[] weights, str variant, str layout,'
     ' float mask_scale) -> (Tensor, Tensor, Tensor)'
@@ -289,7 +291,7 @@ def _backward_meta(g, x, weights, maps, vectors, *spec):
 
 
 class _Autograd(torch.autograd.Function):
-    """As mmpsa/ops/csrc/autograd.cpp, where that was not built."""
+    """The same as mmpsa/ops/csrc/autograd.cpp, if that was not built."""
 
     @staticmethod
     def forward(ctx, ops, spec, x, *weights):
@@ -310,7 +312,7 @@ class _Autograd(torch.autograd.Function):
 
 
 def _backward_autograd(ops, g, x, weights, maps, vectors, *spec):
-    """The backward, and plain torch's if it is itself differentiated."""
+    """The backward; plain torch computes it if it is itself differentiated."""
     if torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (g, x, *weights)
     ):
@@ -421,7 +423,7 @@ def _define(namespace: str, in_cpp: bool) -> Tuple[Library, Any]:
 
 
 def _load_extension():
-    """Load the C++ kernels, or say why not."""
+    """Load the C++ kernels, or return the reason why they are missing."""
     paths = sorted(Path(__file__).parent.glob('_C.*'))
     if not paths:
         return (

@@ -1,10 +1,10 @@
-"""Polarized Self-Attention line by line, as published.
+"""Computes Polarized Self-Attention line by line, as published.
 
 `Polarized Self-Attention: Towards High-quality Pixel-wise Regression
 <https://arxiv.org/abs/2107.00782>`_, section 3.2, and the arithmetic of the
-authors' released code (``PSA_p``, ``PSA_s``). Every map that the equations
-name exists here; :mod:`mmpsa.ops.torch_kernels` computes the same numbers
-without most of them. Shapes: X is N×C×H×W, P = H·W, M = max(C // 2, 1).
+authors' released code (``PSA_p``, ``PSA_s``). Every map of the equations
+exists here. :mod:`mmpsa.ops.torch_kernels` computes the same numbers without
+most of them. Shapes: X is N×C×H×W, P = H·W, M = max(C // 2, 1).
 """
 
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def polarized_self_attention(
 
     Args:
         x (Tensor): N×C×H×W, of the weights' dtype.
-        weights (Weights): Those that ``spec`` has.
+        weights (Weights): The weights that ``spec`` has.
         spec (Spec): What to compute.
 
     Returns:

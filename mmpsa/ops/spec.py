@@ -1,4 +1,4 @@
-"""What is computed: the form of the block, and the weights that it takes."""
+"""The form of the block, and the weights that it takes."""
 
 from typing import List, NamedTuple, Optional
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class Spec(NamedTuple):
-    """What a block computes, besides its weights.
+    """What a block computes, without its weights.
 
-    ``variant``, ``layout`` and ``mask_scale`` are those of
+    ``variant``, ``layout`` and ``mask_scale`` are the same as in
     :class:`mmpsa.PolarizedSelfAttention`.
     """
 
@@ -31,15 +31,15 @@ class Spec(NamedTuple):
     def has_value_map(self) -> bool:
         """Whether a map of values, N×M×P, has to be computed.
 
-        The authors' sequential code takes their softmax over positions.
+        The authors' sequential code needs it for a softmax over positions.
         """
         return self.variant == 'official' and self.layout == 'sequential'
 
 
 class Weights(NamedTuple):
-    """The matrices of the 1×1 convolutions (K×J×1×1), biases and LayerNorm's.
+    """The weights of the 1×1 convolutions (K×J×1×1) and of LayerNorm.
 
-    M is max(C // 2, 1); None is what a spec does not have.
+    M is max(C // 2, 1). A weight that the spec does not have is None.
     """
 
     ch_wq: Optional[Tensor] = None  # 1×C, the channel mask's query
@@ -62,14 +62,14 @@ _OFFICIAL = ('ch_wq', 'ch_wv', 'ch_wz', 'sp_wq', 'sp_wv')
 
 
 def named(tensors: List[Tensor], spec: Spec) -> Weights:
-    """The weights of a list, as the operator takes it.
+    """Give names to the list of weights that the operator takes.
 
     Args:
-        tensors (list[Tensor]): Those that ``spec`` has, in order.
-        spec (Spec): One without a value map.
+        tensors (list[Tensor]): The weights that ``spec`` has, in order.
+        spec (Spec): A spec without a value map.
 
     Returns:
-        Weights: The same by name.
+        Weights: The same weights by name.
     """
     if spec.variant == 'official':
         return Weights(**dict(zip(_OFFICIAL, tensors)))

@@ -1,7 +1,7 @@
-"""The collapsed block in plain torch, on any device, by autograd.
+"""Computes the collapsed block in plain torch, on any device, by autograd.
 
-It serves what has no kernel of its own, and whatever wants to see operators
-of torch: tracing, exporting, transforming, differentiating twice.
+It serves cases without a kernel of their own, and those that need operators of
+torch: tracing, exporting, transforming, differentiating twice.
 """
 
 from typing import NamedTuple, Optional
@@ -14,7 +14,7 @@ from .spec import Spec, Weights
 
 
 class Result(NamedTuple):
-    """The gated input and its masks, None where there is no such mask."""
+    """The gated input and its masks; None for a mask that does not exist."""
 
     y: Tensor  # N×C×H×W
     channel: Optional[Tensor]  # N×C×1×1
@@ -25,13 +25,13 @@ def forward(x: Tensor, weights: Weights, spec: Spec) -> Result:
     """The block.
 
     Args:
-        x (Tensor): N×C×H×W; half precision is computed in float32.
-        weights (Weights): Of any dtype.
+        x (Tensor): N×C×H×W. Half precision is computed in float32.
+        weights (Weights): The weights, of any dtype.
         spec (Spec): What to compute.
 
     Returns:
-        Result: ``y`` of ``x``'s dtype; the masks in float32, of float64 in
-        float64.
+        Result: ``y`` in the dtype of ``x``, and the masks in float32 (in
+        float64 if ``x`` is float64).
     """
     size, dtype = x.shape[2:], x.dtype
     wide = x.flatten(2).to(torch.promote_types(dtype, torch.float32))

@@ -1,15 +1,14 @@
-"""The operator for GPUs, as Triton kernels: few launches, no synchronisation.
+"""Triton kernels of the operator: few launches, no synchronisation.
 
-X and its gradients are float32, bfloat16 or float16, with any strides; they
+X and its gradients are float32, bfloat16 or float16, with any strides. They
 are widened in registers. Everything else is float32.
 
 In the passes over X, a program goes through a span of the positions of one
-image and holds all channels of some of them at a time, so that what sums over
-channels needs no second look at X. What sums over positions, it sums over its
-span. Between the passes, one program for each image puts its spans together
-and computes its vectors, whose equations are those of
-:mod:`mmpsa.ops.algebra`; what is kept of them is laid out as in
-``csrc/cpu.cpp``.
+image. It holds all channels of some positions at a time, so sums over channels
+read X once. Sums over positions are sums over the program's span. Between the
+passes, one program for each image adds up its spans and computes its vectors,
+by the equations of :mod:`mmpsa.ops.algebra`. The vectors that are kept have
+the layout of ``csrc/cpu.cpp``.
 """
 
 from typing import List, NamedTuple, Tuple

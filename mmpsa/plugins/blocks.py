@@ -147,26 +147,26 @@ _BLOCKS = {
 
 
 def declare_block(block: type, **positions: Union[str, Anchor]) -> None:
-    """Say where the positions of a block of your own are.
+    """Say where the positions of your own block are.
 
-    ``mmpsa.declare_block(MyBlock, after_conv1='conv1', after_conv2='conv2')``
-    lets ``plugins=`` find every ``MyBlock`` in the stages of a backbone, with
-    subclasses that keep its ``forward``. A block that has no module of such a
-    name does not have that position.
+    After ``mmpsa.declare_block(MyBlock, after_conv1='conv1')``, ``plugins=``
+    finds every ``MyBlock`` in the stages of a backbone, and every subclass
+    that keeps its ``forward``. A block without a module of that name does not
+    have the position.
 
     Args:
         block (type): The class of the block, a subclass of ``nn.Module``.
-        positions: For one or more of ``after_conv1``, ``after_conv2`` and
-            ``after_conv3`` the name of the block's module whose output the
-            plugins read and replace, or ``mmpsa.input_of(name)`` for its
-            input. In a dotted name, ``-1`` is the last of a Sequential. The
-            module must be called once in a forward, and tell its channels
-            as convolutions, norms and mmcv's ``ConvModule`` do (of a
-            Sequential, those that it contains).
+        positions: ``after_conv1``, ``after_conv2`` or ``after_conv3``, one or
+            more. Each value is the name of a module in the block: plugins
+            read and replace its output, or its input if you give
+            ``mmpsa.input_of(name)``. In a dotted name, ``-1`` is the last
+            item of a Sequential. The forward must call the module once. The
+            module must know its channels, as convolutions, norms and mmcv's
+            ``ConvModule`` do; of a Sequential, its items must.
 
     Raises:
-        TypeError: If ``block`` is no module class or a position no name.
-        ValueError: If there is no position, or one that is not known.
+        TypeError: If ``block`` is no module class, or a value is no name.
+        ValueError: If no position is given, or one that is not known.
     """
     if not (isinstance(block, type) and issubclass(block, nn.Module)):
         raise TypeError(f'block must be a subclass of nn.Module, got {block}')
@@ -190,7 +190,7 @@ def declare_block(block: type, **positions: Union[str, Anchor]) -> None:
 
 
 def positions_of(block: nn.Module) -> Dict[str, Anchor]:
-    """The positions that a module has, by name; none if it is no block."""
+    """The positions of a module, by name; empty if it is no block."""
     found = {}
     for position, anchor in _anchors_of(block).items():
         name = anchor.child
@@ -213,10 +213,10 @@ def describe_positions(block: nn.Module) -> str:
 
 
 def channels_at(block: nn.Module, anchor: Anchor) -> int:
-    """The number of channels at a position that a block has.
+    """The number of channels at a position of a block.
 
     Raises:
-        ValueError: If the module at the position does not tell it.
+        ValueError: If the module at the position does not know it.
     """
     if anchor.width is not None:
         return attrgetter(anchor.width)(block)

@@ -1,4 +1,4 @@
-"""Where in a module plugins can stand."""
+"""Finds the places in a module where plugins can go."""
 
 import re
 from difflib import get_close_matches
@@ -33,10 +33,12 @@ class Site:
     """One place for plugins.
 
     Attributes:
-        path (str): Name of the module that a plugin will be a child of.
+        path (str): The name of the module that will have the plugin as a
+            child.
         in_channels (int): The width of the map there.
-        like (nn.Module): Has a plugin's dtype, device and mode.
-        frozen (bool): Whether a plugin there is.
+        like (nn.Module): The module whose dtype, device and mode a plugin
+            takes.
+        frozen (bool): Whether a plugin there is frozen.
     """
 
     path: str
@@ -65,7 +67,7 @@ def _is_frozen(module):
 
 
 def why_none(stages: Sequence[Stage]) -> str:
-    """Why none of the stages of a module has a site."""
+    """The reason why none of the stages of a module has a site."""
     return stages[0].reason if stages else 'its stages are not known'
 
 
@@ -97,8 +99,9 @@ class BlockSite(Site):
 class MapSite(Site):
     """A map that a stage, or the backbone (``name`` is ''), returns.
 
-    A stage's plugins are children of its last module that is no Sequential,
-    which would run them.
+    The plugins of a stage are children of its last module. If that is a
+    Sequential, which would run them, they are children of the last module in
+    it.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ class MapSite(Site):
 
     @property
     def frozen(self):
-        """A frozen stage's are; those of the outputs stand in no stage."""
+        """Whether the stage is; plugins at outputs are in no stage."""
         return self._position == AFTER_STAGE and _is_frozen(self.like)
 
     def has(self, name):
@@ -150,10 +153,10 @@ class MapSite(Site):
 class ModuleSite(Site):
     """The output of a module that an entry names.
 
-    The plugin is the module's child. A container would run it, and a single
-    layer may be replaced by a runner, the plugin with it: after these it is
-    in the nearest module around them that is neither, under ``after_module``
-    and their name in that.
+    The plugin is a child of that module, with two exceptions: a container
+    would run the plugin, and a runner may replace a single layer, and the
+    plugin with it. After these, the plugin is in the nearest module around
+    them that is neither. There, ``after_module`` has it under their name.
     """
 
     def __init__(self, root: nn.Module, name: str, in_channels: int):
@@ -197,7 +200,7 @@ class ModuleSite(Site):
 
     @property
     def _norm(self):
-        """What mmcv's ``fuse_conv_bn`` would put into a convolution."""
+        """The norm that mmcv's ``fuse_conv_bn`` would fuse with the module."""
         *around, name = self._module or ['']
         if not isinstance(
             self._host.get_submodule('.'.join(self._module)), nn.Conv2d
@@ -220,7 +223,7 @@ def followed(plugin: str) -> str:
 
 
 def _is_single(module):
-    """A layer that a runner may replace, as it does timm's norms too."""
+    """Whether a runner may replace it: layers, norms, timm's norms too."""
     return isinstance(module, _BatchNorm) or not any(module.children())
 
 
@@ -231,7 +234,7 @@ def _add(module, name, layer):
 
 
 def _place(host, names, make=False) -> Optional[nn.Module]:
-    """What ``names`` lead to in a host, made on the way if need be."""
+    """The module in a host under ``names``; ``make`` adds what is missing."""
     for name in names:
         if make and name not in host._modules:
             _add(host, name, nn.ModuleDict())
@@ -246,7 +249,7 @@ def named_modules(
 ) -> Iterator[Tuple[str, nn.Module]]:
     """The modules inside a module, by name, without plugins.
 
-    One that has several names comes with each.
+    A module with several names is yielded under each.
     """
     for name, child in module._modules.items():
         if not (child is None or getattr(child, 'is_plugin', False)):
@@ -262,12 +265,12 @@ class Sites:
         self.stages = find_stages(module)
 
     def of(self, entry: Entry) -> List[Site]:
-        """Those of an entry.
+        """The sites of an entry.
 
         Raises:
-            PluginsError: If there are none at a stage that it asks for, if
-                its ``stages`` are no flags of the module's, if a pattern
-                matches nothing, or a width is not known.
+            PluginsError: If a stage that the entry asks for has no site, if
+                the number of its ``stages`` is wrong, if a pattern matches
+                nothing, or if a width is not known.
         """
         for name, module in named_modules(self._root):
             if getattr(module, 'output_fmt', None) == 'NHWC':  # timm's
@@ -329,7 +332,7 @@ class Sites:
 
     @property
     def _positions(self):
-        """Those that some stage of the backbone has."""
+        """The positions that at least one stage of the backbone has."""
         found = [
             position
             for position in POSITIONS
@@ -346,7 +349,7 @@ class Sites:
         return f"modules='…', of which it has {_enumerate(children)}"
 
     def at(self, position: str) -> List[Stage]:
-        """For each stage (or output) its sites, or why it has none."""
+        """The sites of each stage (or output), or why it has none."""
         if position == OUTPUT:
             stage = self._maps([''], OUTPUT)
             if not stage.sites:
@@ -431,7 +434,7 @@ class Sites:
             raise PluginsError(f"{entry.where}['modules']: {error}") from None
 
     def _width(self, entry, name, module) -> int:
-        """The width of what a module returns, as it says itself …"""
+        """The width of a module's output, by the module's attributes …"""
         given = entry.cfg.get('in_channels')
         for attribute in ('out_channels', 'num_features', 'num_channels'):
             width = getattr(module, attribute, None)
@@ -445,7 +448,7 @@ class Sites:
         return given or self._probed(entry, name)
 
     def _probed(self, entry, name):
-        """… or as running it shows."""
+        """… or by a run."""
         remedy = (
             'give it inside cfg: '
             f'cfg=dict(type={entry.cfg["type"]!r}, in_channels=64)'

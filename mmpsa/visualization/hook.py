@@ -1,4 +1,4 @@
-"""The masks of PSA in the visualizer of a run."""
+"""Gives the masks of PSA to the visualizer of a run."""
 
 from contextlib import ExitStack
 
@@ -13,14 +13,15 @@ from .masks import draw_masks, find_psa, record_masks
 class PSAVisualizationHook(Hook):
     """Draws the masks of a model's PSA blocks while it is validated or tested.
 
-    Goes to every backend of the run's visualizer, TensorBoard's included, as
-    the image ``val_psa_N`` or ``test_psa_N`` for the first sample of batch N,
-    at the step of the training iteration. The masks are those of the run
-    itself, of the averaged weights where there is an ``EMAHook``.
+    The pictures go to every backend of the run's visualizer, TensorBoard's
+    included. A picture is called ``val_psa_N`` or ``test_psa_N``, shows the
+    first sample of batch N, and has the training iteration as its step. The
+    masks are those of the run itself. With an ``EMAHook`` they are those of
+    the averaged weights.
 
     Args:
-        interval (int): Every ``interval``-th batch is drawn, from the first
-            one on. Default: 50.
+        interval (int): The hook draws the first batch and every
+            ``interval``-th one after it. Default: 50.
 
     Raises:
         ValueError: If ``interval`` is not a positive int, or, before the run,

@@ -1,4 +1,4 @@
-"""The masks of a model's PSA blocks: recorded while it runs, and drawn."""
+"""Records the masks of a model's PSA blocks while it runs, and draws them."""
 
 from contextlib import contextmanager
 from typing import Dict, Iterator, NamedTuple, Optional, Tuple
@@ -28,18 +28,18 @@ class BlockMasks(NamedTuple):
 
     block: PolarizedSelfAttention
     shape: Tuple[int, int, int]  # of the block's input: C, H, W
-    channel: Optional[np.ndarray]  # C×1×1; None where the layout has none
-    spatial: Optional[np.ndarray]  # 1×H×W; None where the layout has none
+    channel: Optional[np.ndarray]  # C×1×1; None if the layout has none
+    spatial: Optional[np.ndarray]  # 1×H×W; None if the layout has none
 
 
 class MaskRecord:
-    """What :func:`record_masks` has recorded.
+    """The input and the masks that :func:`record_masks` has recorded.
 
     Attributes:
-        image (np.ndarray): The network's input, H×W×3, RGB, uint8; None until
-            the model has run.
-        masks (dict[str, BlockMasks]): By the block's name in the model, in the
-            order in which they ran.
+        image (np.ndarray): The network's input, H×W×3, RGB, uint8. It is None
+            until the model has run.
+        masks (dict[str, BlockMasks]): The masks by the block's name in the
+            model, in the order in which the blocks ran.
     """
 
     def __init__(self) -> None:
@@ -50,13 +50,17 @@ class MaskRecord:
 def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
     """The last PSA block of each stage of a model, and those in no stage.
 
-    In HRNet the last one of each branch of each stage; where residual blocks
-    have several PSA plugins, the last one of each. Those after a stage, at an
-    output of the backbone, in a neck and in a head are all listed.
+    In HRNet, this is the last one of each branch of each stage. If residual
+    blocks have several PSA plugins, it is the last one of each. PSA blocks
+    after a stage, at an output of the backbone, in a neck and in a head are
+    all included.
 
     Args:
-        model (nn.Module): A model of mmpose or mmseg, wrapped (``module``) or
-            not.
+        model (nn.Module): A model of mmpose or mmseg, with or without a
+            wrapper that has it as ``module``.
+
+    Returns:
+        dict[str, PolarizedSelfAttention]: The blocks by name.
 
     Raises:
         ValueError: If there is none.
@@ -82,15 +86,15 @@ def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
 def record_masks(model: nn.Module) -> Iterator[MaskRecord]:
     """Record the masks for the first sample that the model sees.
 
-    The model's first run within the context is recorded. Others, on
-    flipped images or the next window of a large one, are not. What the model
-    computes is unchanged.
+    It records the first run of the model within the context. Other runs, on
+    flipped images or on the next window of a large one, are ignored. The
+    model computes the same as without it.
 
     Args:
         model (nn.Module): As in :func:`find_psa`, with a ``backbone``.
 
     Yields:
-        MaskRecord: Filled when the model runs.
+        MaskRecord: It is filled when the model runs.
 
     Raises:
         ValueError: If the model has no PSA blocks.
@@ -135,8 +139,9 @@ def _unwrap(model):
 def _to_picture(image, preprocessor):
     """The network's input, 3×H×W, as an H×W×3 RGB picture, uint8.
 
-    Upstream loads BGR; whether the data preprocessor swaps the channels is an
-    attribute of either name. Other than three channels become a grey mean.
+    Upstream loads BGR. One of two attributes says whether the data
+    preprocessor swaps the channels. An input without three channels becomes
+    its grey mean.
     """
     image = image.detach().float()
     if hasattr(preprocessor, 'mean'):
@@ -156,7 +161,7 @@ def draw_masks(record: MaskRecord) -> np.ndarray:
     A row has the spatial mask over the input, and the channel mask as bars.
 
     Args:
-        record (MaskRecord): Of a model that has run.
+        record (MaskRecord): The record of a model that has run.
 
     Returns:
         np.ndarray: The picture, H×W×3, RGB, uint8.
