@@ -58,6 +58,11 @@ def on_page_markdown(markdown, page, config, files):
     return markdown
 
 
+def on_page_content(html, page, config, files):
+    """Takes the roles of reStructuredText out of docstrings."""
+    return re.sub(r':(?:class|data|func|meth|mod):(?=<code>)', '', html)
+
+
 def _links(uri, markdown, whole=False):
     """The relative links of a page: mark, text, path in the repository."""
     folder = '' if (ROOT / uri).exists() else 'docs'
