@@ -70,7 +70,8 @@ def main():
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     environment, *command = sys.argv[1:]
-    cells = [*versions(environment), f'`{" ".join(command)}`', run(command)]
+    result = run(command)  # which may make the environment
+    cells = [*versions(environment), f'`{" ".join(command)}`', result]
     PAGE.write_text(with_row(PAGE.read_text(), cells))
 
 
