@@ -14,7 +14,6 @@ them as the model's weights, and the others beside them.
 import argparse
 import io
 import sys
-from importlib import import_module
 from pathlib import Path
 
 
@@ -60,7 +59,7 @@ def publish(path, metrics, use_half):
             its weights are too large for half precision.
     """
     from mmpsa.checkpoints import read_checkpoint
-    from mmpsa.compatibility import installed_codebases
+    from mmpsa.compatibility import CODEBASES, installed_version
 
     checkpoint = read_checkpoint(path)
     missing = {'state_dict', 'meta'}.difference(checkpoint)
@@ -70,7 +69,8 @@ def publish(path, metrics, use_half):
             f'{" and no ".join(sorted(missing))}'
         )
 
-    packages = ('mmpsa', 'torch', 'mmengine', 'mmcv', *installed_codebases())
+    packages = ('mmpsa', 'torch', 'mmengine', 'mmcv', *CODEBASES)
+    versions = {name: installed_version(name) for name in packages}
     state_dict = checkpoint['state_dict']
     if use_half:
         # in place, so that the versions of the modules stay beside the keys
@@ -84,7 +84,7 @@ def publish(path, metrics, use_half):
         meta=dict(
             meta,
             # a plain str, for torch's own class is not loaded safely
-            versions={p: str(import_module(p).__version__) for p in packages},
+            versions={k: str(v) for k, v in versions.items() if v},
             metrics=metrics,
         ),
     )
