@@ -36,7 +36,7 @@ test-block:  ## test the block alone on another torch, TORCH=2.1.2
 	$(PYTHON) -m venv $(BLOCK)
 	$(BLOCK)/bin/pip install -q torch==$(TORCH) -r requirements/block.txt
 	$(BLOCK)/bin/pip install -q --no-deps --force-reinstall .
-	$(BLOCK)/bin/pytest tests/test_ops tests/test_psa.py
+	$(BLOCK)/bin/pytest tests/test_ops tests/test_psa.py tests/test_zoo.py
 
 upstream-tests: env  ## run upstream's tests, without and with mmpsa
 	.venv/bin/python dev/upstream_tests.py

@@ -64,9 +64,9 @@ def load_from_mmpsa(filename: str, map_location=None) -> dict:
             f'{path} is damaged: its sha256 begins with {found}. '
             'Delete it and get it again'
         )
-    # No code is loaded, even where the loader of mmengine's fork would.
+    # From torch 2.6 on this loads no code. The loader of mmengine's fork does.
     allow_checkpoint_classes()
-    return torch.load(path, map_location, weights_only=True)
+    return torch.load(path, map_location)
 
 
 def _find(zoo, name):

@@ -6,6 +6,7 @@ import re
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import REPO, serve
@@ -145,6 +146,12 @@ def test_without_a_folder_of_its_own(tmp_path, monkeypatch):
     message = refusal(FileNotFoundError, 'model')
     assert f'no folder {tmp_path}/absent (MMPSA_ZOO is not set)' in message
     assert 'let MMPSA_ZOO name it' in message
+
+
+def test_what_mmengine_saves_is_loaded(folder):
+    """The meta information of pose data has arrays, on any torch."""
+    publish(folder, 'model', dict(sigmas=np.full(3, 0.5)))
+    assert load('model')['sigmas'].tolist() == [0.5] * 3
 
 
 def test_zoo_that_is_not_there(monkeypatch):
