@@ -44,7 +44,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Points links at the pages that stand for what they name."""
     here = page.file.src_uri
-    for link, (image, text, name, anchor) in _links(here, markdown, True):
+    for link, image, text, name, anchor in _links(here, markdown):
         uri = name[5:] if name.startswith('docs/') else name
         for target in (uri, f'{uri}.md', f'{uri}/README.md'.lstrip('/')):
             if target in files.src_uris:
@@ -63,15 +63,17 @@ def on_page_content(html, page, config, files):
     return re.sub(r':(?:class|data|func|meth|mod):(?=<code>)', '', html)
 
 
-def _links(uri, markdown, whole=False):
-    """The relative links of a page: mark, text, path in the repository."""
+def _links(uri, markdown):
+    """The relative links of a page: all of it, its mark, text, path, anchor.
+
+    The path is that in the repository.
+    """
     folder = '' if (ROOT / uri).exists() else 'docs'
     folder = posixpath.join(folder, posixpath.dirname(uri))
     for match in LINK.finditer(_without_code(markdown)):
         image, text, path, anchor = match.groups()
         name = posixpath.normpath(posixpath.join(folder, path))
-        parts = image, text, name, anchor or ''
-        yield (match.group(), parts) if whole else parts
+        yield match.group(), image, text, name, anchor or ''
 
 
 def _without_code(markdown):

@@ -86,6 +86,20 @@ def scores(task, arm, seeds, metric=0):
     return found
 
 
+def curve(task, arm, seeds):
+    """The metric in percent by step: of each seed that has a log.
+
+    Returns:
+        list[tuple[int, list[float]]]: Empty if no seed has one.
+    """
+    key = metrics_of(task)[0]
+    logs = [log for log in (read(task, arm, seed) for seed in seeds) if log]
+    return [
+        (points[0]['step'], [percent(task, x[key]) for x in points])
+        for points in zip(*(validation for _, validation in logs))
+    ]
+
+
 def paired(task, arm, other='none', seeds=SEEDS):
     """An arm's differences to another one, of the seeds that both have."""
     ours, theirs = (scores(task, each, seeds) for each in (arm, other))
@@ -126,7 +140,9 @@ def gain(values):
 
 
 def table(head, rows):
-    """A Markdown table."""
+    """A Markdown table, or a sentence if it has no rows yet."""
+    if not rows:
+        return 'Nothing was run yet.'
     rule = ['---', *['--:'] * (len(head) - 1)]
     return '\n'.join(f'| {" | ".join(row)} |' for row in (head, rule, *rows))
 
@@ -169,17 +185,15 @@ def reach_table():
             continue
         goal = curves['none'][-1][1]
         row = [TITLES[task], f'{goal:.1f}']
-        for arm, curve in curves.items():
-            steps = steps_to(goal, curve)
+        for arm, points in curves.items():
+            steps = steps_to(goal, points)
             if steps is None:
                 row.append('not reached')
                 continue
-            text = f'{100 * steps / curve[-1][0]:.0f} %'
+            text = f'{100 * steps / points[-1][0]:.0f} %'
             minutes = minutes_of(task, arm, [steps])
             row.append(text + (f', {minutes[0]:.1f} min' if minutes else ''))
         rows.append(row)
-    if not rows:
-        return 'Nothing was run yet.'
     return table(['task', 'figure', 'none', 'SE', 'PSA(p)', 'PSA(s)'], rows)
 
 
@@ -190,13 +204,9 @@ def mean_curve(task, arm):
         for seed in SEEDS
         if all(read(task, each, seed) for each in COMPARED)
     ]
-    curves = [
-        [(x['step'], percent(task, x[metrics_of(task)[0]])) for x in log[1]]
-        for log in (read(task, arm, seed) for seed in seeds)
-    ]
     return [
-        (points[0][0], statistics.mean(value for _, value in points))
-        for points in zip(*curves)
+        (step, statistics.mean(values))
+        for step, values in curve(task, arm, seeds)
     ]
 
 
@@ -218,8 +228,6 @@ def comparison_table(task):
             for metric in (1, 2)
         ]
         rows.append(row)
-    if not rows:
-        return 'Nothing was run yet.'
     names = metrics_of(task)
     seeds = (f'seed {seed}' for seed in SEEDS)
     head = ['arm', *seeds, names[0], 'over none', 'over SE', *names[1:]]
@@ -236,8 +244,6 @@ def less_data_table():
             row += [spread([*found.values()]) for found in both]
             row += [gain(paired(task, BEST)), f'{len(paired(task, BEST))}']
             rows.append(row)
-    if not rows:
-        return 'Nothing was run yet.'
     return table(['data', 'none', BEST, 'over none', 'seeds'], rows)
 
 
@@ -329,8 +335,6 @@ def search_table(tasks, arms):
             row += [f'{x:+.1f}' for x in over if arm != 'none'] or ['']
         if any(row[1:]):
             rows.append(row)
-    if not rows:
-        return 'Nothing was run yet.'
     head = ['arm']
     for task in tasks:
         head += [f'{task}: {metrics_of(task)[0]}', 'over none']
@@ -382,23 +386,17 @@ def draw_curves():
     for column, task in zip(axes.T, MAIN):
         key = metrics_of(task)[0]
         for arm in COMPARED:
-            logs = [read(task, arm, seed) for seed in SEEDS]
-            logs = [log for log in logs if log]
-            if not logs:
+            points = curve(task, arm, SEEDS)
+            if not points:
                 continue
-            steps = [x['step'] for x in logs[0][1]]
-            values = [
-                [percent(task, x[key]) for x in validation]
-                for _, validation in logs
-            ]
-            points = list(zip(*values))
-            means = [statistics.mean(point) for point in points]
+            steps, values = zip(*points)
+            means = [statistics.mean(value) for value in values]
             minutes = minutes_of(task, arm, steps)
-            low, high = (list(map(f, points)) for f in (min, max))
+            low, high = (list(map(f, values)) for f in (min, max))
             for ax, xs in zip(column, (steps, minutes)):
                 if xs is None:
                     continue
-                label = f'{arm}, {len(logs)} seeds'
+                label = f'{arm}, {len(values[0])} seeds'
                 (line,) = ax.plot(xs, means, marker='.', label=label)
                 ax.fill_between(
                     xs, low, high, color=line.get_color(), alpha=0.2

@@ -177,20 +177,18 @@ TASKS = {
 TASKS['seg-short'] = TASKS['seg']._replace(length=0.25)
 MAIN = ('lspet', 'camvid', 'figures')
 # With less data, for as many iterations.
-LESS_DATA = [
-    f'{task}-{percent}'
-    for task in ('figures', 'camvid')
+LESS_DATA = {
+    f'{name}-{percent}': TASKS[name]._replace(share=percent / 100)
+    for name in ('figures', 'camvid')
     for percent in (10, 30)
-]
-for _name in LESS_DATA:
-    _task, _percent = _name.split('-')
-    TASKS[_name] = TASKS[_task]._replace(share=int(_percent) / 100)
+}
+TASKS.update(LESS_DATA)
 
 SEEDS = (0, 1, 2, 3, 4)  # of the comparison
 SEARCH_SEED = 10
 COMPARED = ('none', 'se_pyramid', 'psa-p_pyramid', 'psa-s_pyramid')
 BEST = 'psa-p_pyramid'
-USUAL_START = 'psa-p_pyramid_usual-start'
+USUAL_START = f'{BEST}_usual-start'
 
 
 def plan():
