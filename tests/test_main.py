@@ -20,9 +20,8 @@ def run(folder, **stubs):
     The codebases are stubs anyway: importing their models takes long.
     """
     codebases = {
-        name: f"__version__ = '{version}'"
+        name: f'__version__ = {installed_version(name)!r}'
         for name in installed_codebases()
-        for version in [installed_version(name)]
     }
     for name, code in {**codebases, **stubs}.items():
         (folder / name).mkdir()

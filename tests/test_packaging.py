@@ -1,6 +1,6 @@
 """What users install: the package, mim's view of it, the set-up script."""
 
-import importlib.util
+import importlib
 import os
 import platform
 import re
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import load_script
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -42,14 +43,6 @@ def locked(stack):
         name: (pin, hashes.count('--hash=sha256:'))
         for name, pin, hashes in entries
     }
-
-
-def load(path):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def mim_files(folder):
@@ -274,7 +267,7 @@ class TestPackage:
 
 
 class TestBuildMmcv:
-    script = load(FOLDER / 'build_mmcv.py')
+    script = load_script('requirements/build_mmcv.py')
 
     def test_a_wheel_serves_one_torch(self):
         folders = {
@@ -326,7 +319,7 @@ class TestSetUpScript:
     def script(self, tmp_path):
         """The script in a tree of its own, where no environment is yet."""
         shutil.copytree(FOLDER, tmp_path / 'requirements')
-        return load(tmp_path / 'requirements/install.py')
+        return load_script(tmp_path / 'requirements/install.py')
 
     @staticmethod
     def refusal(function, *arguments):
@@ -466,7 +459,7 @@ class TestSetUpScript:
 
 
 class TestVersionsPage:
-    script = load(ROOT / 'docs/versions.py')
+    script = load_script('docs/versions.py')
     page = f'# Page\n{script.START}| a | b |\n|---|---|\n{script.END}end\n'
 
     def test_a_row_is_replaced_by_that_of_the_same_versions(self):
