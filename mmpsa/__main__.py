@@ -49,10 +49,26 @@ def show_versions():
             fine = False
             show(name, f'does not import, {text_of(error)}')
             continue
-        show(name, module.__version__)
+        show(name, module.__version__ + verdict(name, module.__version__))
         if name == 'torch':
             show('CUDA', cuda(module))
     return fine
+
+
+def verdict(name, version):
+    """What to add to a version that mmpsa was not tested with."""
+    try:
+        from mmengine.utils import digit_version
+
+        from mmpsa.compatibility import VERSIONS
+    except Exception:  # a line of its own says so
+        return ''
+    low, high = VERSIONS.get(name, (version, None))
+    if digit_version(version) < digit_version(low):
+        return f', too old: >={low} is needed'
+    if high and digit_version(version) >= digit_version(high):
+        return f', not tested: >={low}, <{high} is'
+    return ''
 
 
 def cuda(torch):

@@ -1,6 +1,7 @@
 """``python -m mmpsa``: versions, backends, and what is wrong."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,14 @@ def test_says_what_is_installed_and_right(tmp_path):
         if name != 'triton':  # it is there by its interpreter, in here
             text = lines[f'backend {name}']
             assert (reason is None) == ('not there' not in text)
+
+
+def test_says_what_is_not_tested(tmp_path):
+    versions = dict(mmdet='99.0', mmpose='0.29.0')
+    stubs = {name: f'__version__ = {v!r}' for name, v in versions.items()}
+    lines = lines_of(run(tmp_path, **stubs))
+    assert re.fullmatch('99.0, not tested: >=.*, <.* is', lines['mmdet'])
+    assert re.fullmatch('0.29.0, too old: >=.* is needed', lines['mmpose'])
 
 
 FAULTS = {

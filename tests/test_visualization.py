@@ -491,7 +491,9 @@ class TestTool:
         image = tmp_path / 'x.jpg'
         for reason in ("there is no file '{}'", "'{}' is no image"):
             with pytest.raises(SystemExit):
-                run_script(TOOL, 'x.py', 'x.pth', image, '--out', 'x.png')
+                run_script(
+                    TOOL, CONFIGS['mmseg'], 'x.pth', image, '--out', 'x.png'
+                )
             last = capsys.readouterr().err.splitlines()[-1]
             assert last.endswith(f'image: {reason.format(image)}')
             image.write_text('<html>')

@@ -1,9 +1,40 @@
-"""What ``train.py`` and ``test.py`` read from the command line alike."""
+"""What several tools read from the command line alike."""
 
+import argparse
 import os
 import os.path as osp
+from difflib import get_close_matches
+from pathlib import Path
 
 from mmengine.config import Config, DictAction
+
+# Both a checkout and an installed package have them beside the tools.
+CONFIGS = Path(__file__).absolute().parents[1] / 'configs'
+
+
+def config_file(path):
+    """The type of an argument: a config file, or the name of a shipped one.
+
+    Args:
+        path (str): A path, or a name with or without ``.py``.
+
+    Returns:
+        str: The path of the file.
+
+    Raises:
+        argparse.ArgumentTypeError: If there is no such file.
+    """
+    if osp.isfile(path):
+        return path
+    shipped = {file.stem: str(file) for file in CONFIGS.rglob('*.py')}
+    name = path[:-3] if path.endswith('.py') else path
+    if name in shipped:
+        return shipped[name]
+    near = get_close_matches(osp.basename(name), shipped, 3)
+    raise argparse.ArgumentTypeError(
+        f'there is no file {path!r}, and no config of this name comes with '
+        f'mmpsa; names like it: {", ".join(near) or "none"}'
+    )
 
 
 def parse_args(parser):

@@ -9,6 +9,9 @@ import argparse
 import copy
 from pathlib import Path
 
+from cli import config_file
+from mmengine.config import Config
+
 
 def remove_plugins(cfg):
     """Take every ``plugins`` out of a model's config.
@@ -37,18 +40,12 @@ def row_of(path):
         list[str]: name; parameters in millions without plugins, with, and
         the overhead in percent; GFLOPs likewise; GFLOPs with the equations
         as they are written.
-
-    Raises:
-        ValueError: If nothing in the model has ``plugins``.
     """
-    from mmengine.config import Config
-
     from mmpsa.complexity import complexity_of
 
     cfg = Config.fromfile(path)
     base = copy.deepcopy(cfg)
-    if not remove_plugins(base.model):
-        raise ValueError(f'{path}: nothing in its model has plugins')
+    remove_plugins(base.model)
     params, flops = complexity_of(cfg)
     _, naive_flops = complexity_of(cfg, naive=True)
     base_params, base_flops = complexity_of(base)
@@ -67,8 +64,13 @@ def row_of(path):
 def main():
     """Print a Markdown table with one row a config."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('configs', nargs='+', metavar='CONFIG')
+    parser.add_argument(
+        'configs', nargs='+', type=config_file, metavar='CONFIG'
+    )
     paths = parser.parse_args().configs
+    for path in paths:
+        if not remove_plugins(Config.fromfile(path).model):
+            parser.error(f'{path}: nothing in its model has plugins')
 
     from mmengine.logging import MMLogger
 

@@ -3,7 +3,7 @@
 import argparse
 import os.path as osp
 
-from cli import parse_args
+from cli import config_file, parse_args
 
 
 def draw_predictions(cfg, show_dir):
@@ -25,7 +25,7 @@ def draw_predictions(cfg, show_dir):
 def main():
     """Read the command line, build the runner, test."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', type=config_file, help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--out', metavar='FILE', help='save the metrics here (.json, .yaml)'

@@ -2,7 +2,7 @@
 
 import argparse
 
-from cli import parse_args
+from cli import config_file, parse_args
 
 
 def use_amp(cfg):
@@ -20,7 +20,7 @@ def use_amp(cfg):
 def main():
     """Read the command line, build the runner, train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', type=config_file, help='config file')
     parser.add_argument(
         '--resume',
         nargs='?',

@@ -4,6 +4,8 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
+from cli import config_file
+
 
 def image_file(path):
     """The path of an image that can be read."""
@@ -19,7 +21,9 @@ def image_file(path):
 def main():
     """Read the command line, run the model on the image, draw its masks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file, of mmpose or mmseg')
+    parser.add_argument(
+        'config', type=config_file, help='config file, of mmpose or mmseg'
+    )
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         'image',

@@ -8,6 +8,7 @@ it, so the block itself stays unchanged.
 """
 
 import copy
+import inspect
 import logging
 from difflib import get_close_matches
 from typing import List, NamedTuple, Sequence
@@ -155,8 +156,24 @@ def _build(entry, site):
             raise PluginsError(
                 f"{entry.where}['cfg'] cannot be built for {site.path} with "
                 f'in_channels={site.in_channels}: {error} '
-                f'(got {dict(entry.cfg)})'
+                f'(got {dict(entry.cfg)}){_arguments(cfg["type"], cfg)}'
             ) from error
+
+
+def _arguments(cls, cfg):
+    """What a plugin takes, if a cfg has something else; otherwise ''."""
+    known = inspect.signature(cls).parameters
+    if {*cfg} - {'type'} <= {*known} or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()
+    ):
+        return ''
+    if 'in_channels' not in known:
+        return (
+            f'. {cls.__name__} must take in_channels, by which it gets the '
+            'width of its place'
+        )
+    allowed = [name for name in known if name != 'in_channels']
+    return f'. {cls.__name__} takes {", ".join(allowed) or "nothing else"}'
 
 
 def _class_of(entry, registry):

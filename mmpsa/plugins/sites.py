@@ -320,8 +320,9 @@ class Sites:
             or any(not isinstance(flag, bool) for flag in entry.stages)
         ):
             of = 'output' if entry.position == OUTPUT else 'stage'
+            flags = 'boolean' if num_stages == 1 else 'booleans'
             raise PluginsError(
-                f"{entry.where}['stages'] must be {num_stages} booleans, one "
+                f"{entry.where}['stages'] must be {num_stages} {flags}, one "
                 f'for each {of} of the backbone, got {entry.stages!r}'
             )
         return entry.stages
@@ -345,7 +346,11 @@ class Sites:
         pattern = modules_instead(self._root)
         if pattern:
             return f'modules={pattern!r}'
-        children = [name for name, _ in named_modules(self._root)]
+        children = [
+            name
+            for name, child in named_modules(self._root)
+            if any(True for _ in child.parameters())  # no losses
+        ]
         return f"modules='…', of which it has {_enumerate(children)}"
 
     def at(self, position: str) -> List[Stage]:

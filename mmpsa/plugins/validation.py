@@ -54,12 +54,10 @@ def _entry(where, plugin):
         raise TypeError(f'{where} must be a dict, got {type(plugin).__name__}')
     for key in plugin:
         if key not in KEYS:
-            hint = ''
-            if key == 'postfix':
-                hint = ": it belongs inside cfg, cfg=dict(postfix='1', …)"
             raise PluginsError(
-                f'{where} has the unknown key {key!r}{hint}; '
-                f'allowed are {KEYS}'
+                f'{where} has the unknown key {key!r}; allowed are {KEYS}. '
+                'The type of the plugin and its arguments belong inside cfg: '
+                "cfg=dict(type='PSA', …)"
             )
     if 'cfg' not in plugin:
         raise PluginsError(f"{where} lacks the key 'cfg', got {dict(plugin)}")

@@ -256,6 +256,25 @@ def test_positions_are_for_backbones():
             insert_plugins(registry.build(dict(cfg)), [entry])
 
 
+def test_losses_are_not_offered():
+    pytest.importorskip('mmpose')
+    from mmpose.registry import MODELS as registry
+
+    cfg = dict(
+        type='HeatmapHead',
+        in_channels=8,
+        out_channels=3,
+        loss=dict(type='KeypointMSELoss'),
+        _scope_='mmpose',
+    )
+    entry = dict(cfg=dict(type='PSA'), position='output')
+    with pytest.raises(
+        ValueError, match=r'of which it has deconv_layers, .*final_layer'
+    ) as error:
+        registry.build(dict(cfg, plugins=[entry]))
+    assert 'loss_module' not in str(error.value)
+
+
 @pytest.mark.parametrize(
     'codebase', ['mmpose', 'mmseg', 'mmdet', 'mmpretrain']
 )

@@ -363,6 +363,11 @@ REFUSED = [
     ([dict(position='after_conv1')], ValueError, "lacks the key 'cfg'"),
     ([dict(cfg=dict(type='PSA'))], ValueError, "lacks the key 'position'"),
     (
+        [dict(type='PSA', position='after_conv1')],
+        ValueError,
+        r"unknown key 'type'; .* inside cfg: cfg=dict\(type='PSA', …\)",
+    ),
+    (
         [dict(cfg='PSA', position='after_conv1')],
         TypeError,
         r"\['cfg'\] must be a dict, got str",
@@ -380,7 +385,7 @@ REFUSED = [
     (
         [dict(probe('after_conv1'), postfix='1')],
         ValueError,
-        "unknown key 'postfix': it belongs inside cfg",
+        "unknown key 'postfix'; .* belong inside cfg",
     ),
     (
         [dict(probe('after_conv1'), stage=(True,))],
@@ -420,7 +425,13 @@ REFUSED = [
     (
         [dict(cfg=dict(type='PSA', ratio=16), position='after_conv1')],
         ValueError,
-        'cannot be built for layer1.0 with in_channels=8: .*ratio',
+        'cannot be built for layer1.0 with in_channels=8: .*ratio.*'
+        r'PolarizedSelfAttention takes layout, variant, .*, init_cfg$',
+    ),
+    (
+        [dict(cfg=dict(type=nn.SiLU), position='after_conv1')],
+        ValueError,
+        'SiLU must take in_channels, by which it gets the width',
     ),
     # what could be taken for plugins
     ('PSA', TypeError, 'plugins must be a list of dicts, got str'),
@@ -474,7 +485,7 @@ REFUSED = [
     (
         [probe('output', stages=(True,) * 4)],
         ValueError,
-        r"\['stages'\] must be 1 booleans, one for each output of the back",
+        r"\['stages'\] must be 1 boolean, one for each output of the back",
     ),
     (
         [probe('after_stage', stages=(1,) * 4)],

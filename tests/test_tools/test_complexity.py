@@ -1,11 +1,12 @@
 """The complexity table: every multiply-add of PSA is counted."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import REPO, load_script, run_script
+from helpers import REPO, run_script
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -86,7 +87,25 @@ def test_table(capsys):
     assert cells[5] == f'{flops / 1e9:.2f}'
 
 
-def test_config_without_plugins_is_refused():
-    path = str(REPO / SMALL.format('p').replace('_psa-p', ''))
-    with pytest.raises(ValueError, match='nothing in its model has plugins'):
-        load_script('tools/complexity.py').row_of(path)
+def test_config_without_plugins_is_refused(capsys):
+    """Also by its name alone, as all shipped configs."""
+    name = Path(SMALL.format('p').replace('_psa-p', '')).stem
+    with pytest.raises(SystemExit):
+        run_script('tools/complexity.py', name)
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert printed.err.endswith(
+        f'{name}.py: nothing in its model has plugins\n'
+    )
+
+
+@pytest.mark.parametrize('ending', ['', '.py'])
+def test_missing_config(ending, capsys):
+    name = 'td-hm_res18-w32_1xb32-10e_lspet-128x96_psa'
+    with pytest.raises(SystemExit):
+        run_script('tools/complexity.py', name + ending)
+    assert re.search(
+        f"argument CONFIG: there is no file '{name}{ending}', .*"
+        f'names like it: .*{name}-p',
+        capsys.readouterr().err,
+    )
