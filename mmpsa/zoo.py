@@ -74,9 +74,9 @@ def _find(zoo, name):
     place = f'{folder} ({"MMPSA_ZOO" if zoo else "MMPSA_ZOO is not set"})'
     if not folder.is_dir():
         raise FileNotFoundError(
-            f'cannot load {PREFIX}{name}: there is no folder {place}. Put '
-            'the published files into a folder and let MMPSA_ZOO name it, '
-            'or let it name the http(s) URL of a folder that has them'
+            f'cannot load {PREFIX}{name}: there is no folder {place}. Let '
+            'MMPSA_ZOO name the folder checkpoints/ of a checkout of mmpsa, '
+            'another folder that has the published files, or its http(s) URL'
         )
     paths = {
         path.stem: path

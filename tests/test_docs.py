@@ -143,10 +143,23 @@ def run_at_another_width():
     host(torch.rand(1, 3, 9, 9))
 
 
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
 def test_faq_has_the_errors_as_they_read():
     """Those of ours; a heading may leave out parts of the message: …"""
     resnet = dict(type='ResNet', depth=18)
     few_stages = dict(ENTRY, stages=(True,))
+    unknown_class = dict(ENTRY, cfg=dict(type='MyAttention'))
+    unknown_argument = dict(ENTRY, cfg=dict(type='PSA', ratio=16))
+    unknown_module = dict(cfg=dict(type='PSA'), modules='layers.*')
+    unknown_width = dict(cfg=dict(type='PSA'), modules='norm')
     wrong = [
         lambda: PSA(64)(torch.rand(1, 32, 8, 8)),
         run_at_another_width,
@@ -154,6 +167,13 @@ def test_faq_has_the_errors_as_they_read():
         lambda: build_mmpose(**resnet, plugins=[few_stages]),
         lambda: build_mmpose(**resnet, plugins=[ENTRY, ENTRY]),
         load_another_layout,
+        lambda: build_mmpose(
+            **resnet, plugins=[dict(type='PSA', position='after_conv1')]
+        ),
+        lambda: build_mmpose(**resnet, plugins=[unknown_class]),
+        lambda: build_mmpose(**resnet, plugins=[unknown_argument]),
+        lambda: build_mmpose(**resnet, plugins=[unknown_module]),
+        lambda: insert_plugins(Tokens(), [unknown_width]),
     ]
     headings = re.findall(r'(?m)^### `(.*)`$', (DOCS / 'faq.md').read_text())
     for call in wrong:

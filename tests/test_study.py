@@ -292,6 +292,8 @@ def test_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypatch):
     assert '| CamVid | 50.0 | 100 % |' in report.reach_table()
 
 
-def test_document_shows_what_the_logs_say():
-    text = report.DOCUMENT.read_text()
-    assert report.fill(text, report.tables()) == text
+@pytest.mark.parametrize('page', ['docs/study.md', *report.READMES])
+def test_page_shows_what_the_logs_say(page):
+    page = report.REPO / page
+    text = page.read_text()
+    assert report.fill(text, report.tables()[page]) == text

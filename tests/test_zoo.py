@@ -145,7 +145,7 @@ def test_without_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, 'CHECKOUT', tmp_path / 'absent')
     message = refusal(FileNotFoundError, 'model')
     assert f'no folder {tmp_path}/absent (MMPSA_ZOO is not set)' in message
-    assert 'let MMPSA_ZOO name it' in message
+    assert 'Let MMPSA_ZOO name the folder checkpoints/ of a' in message
 
 
 def test_what_mmengine_saves_is_loaded(folder):

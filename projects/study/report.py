@@ -1,10 +1,10 @@
-"""Write the study's tables into docs/study.md and draw its curves.
+"""Write the study's tables into the docs and draw its curves.
 
     python -m projects.study.report
 
 Everything comes from the logs in ``projects/study/logs`` and from what
-``cost.py`` measured. In docs/study.md, a table, or a sentence with figures,
-stands between ``<!-- NAME -->`` and ``<!-- end -->``.
+``cost.py`` measured. In docs/study.md and the READMEs, a table, or a sentence
+with figures, stands between ``<!-- NAME -->`` and ``<!-- end -->``.
 """
 
 import json
@@ -34,6 +34,11 @@ from .runs import (
 DOCUMENT = REPO / 'docs/study.md'
 CURVES = REPO / 'docs/images/study_curves.png'
 TITLES = dict(lspet='LSPET', camvid='CamVid', figures='figures')
+# Of the first column of the README's table, and of its last task.
+READMES = {
+    'README.md': ('over no attention, in points', 'generated figures'),
+    'README_zh-CN.md': ('相对无注意力的差值（百分点）', '生成的人物图像'),
+}
 SCRATCH_SEEDS = (0, 1, 2)
 ITERATIONS_PER_EPOCH = 281  # of LSPET, the steps of whose logs are epochs
 SCRATCH_TASKS = ('pose', 'seg', 'seg-short')
@@ -128,14 +133,19 @@ def spread(values):
     return f'{mean:.1f} ± {deviation:.1f}'
 
 
+def signed(value):
+    """A difference as text, without -0.0."""
+    return f'{round(value, 1) + 0:+.1f}'
+
+
 def gain(values):
     """Mean and interval of paired differences as text."""
     if not values:
         return ''
     bounds = interval(values)
-    text = f'{statistics.mean(values):+.1f}'
+    text = signed(statistics.mean(values))
     return text + (
-        f' ({bounds[0]:+.1f} to {bounds[1]:+.1f})' if bounds else ''
+        f' ({signed(bounds[0])} to {signed(bounds[1])})' if bounds else ''
     )
 
 
@@ -160,6 +170,18 @@ def summary_table():
         rows.append(row)
     head = ['task', 'none', 'SE', 'PSA(p)', 'PSA(s)', 'PSA(p) over SE']
     return table([*head, 'seeds'], rows)
+
+
+def gains_table(head, figures):
+    """What each block adds to no attention, for a README."""
+    rows = [
+        [
+            f'{dict(TITLES, figures=figures)[task]}, {metric}',
+            *(gain(paired(task, arm)) for arm in COMPARED[1:]),
+        ]
+        for task, metric in zip(MAIN, ('PCK@0.1', 'mIoU', 'mIoU'))
+    ]
+    return table([head, 'SE', 'PSA(p)', 'PSA(s)'], rows)
 
 
 def steps_to(goal, points):
@@ -266,7 +288,7 @@ def scratch_table(task):
             continue
         over = statistics.mean(values) - statistics.mean(base.values())
         row = [arm, *(f'{x:.1f}' for x in values), spread(values)]
-        row += ['' if arm == 'none' else f'{over:+.1f}']
+        row += ['' if arm == 'none' else signed(over)]
         row += [
             spread([*scores(task, arm, SCRATCH_SEEDS, metric).values()])
             for metric in (1, 2)
@@ -282,8 +304,7 @@ def scratch_findings():
     """What the runs from scratch say."""
 
     def over(task, arm, seeds=SCRATCH_SEEDS):
-        mean = statistics.mean(paired(task, arm, seeds=seeds))
-        return f'{round(mean, 1) + 0:+.1f}'  # no -0.0
+        return signed(statistics.mean(paired(task, arm, seeds=seeds)))
 
     deviations = [
         statistics.stdev(scores(task, 'none', SCRATCH_SEEDS).values())
@@ -332,7 +353,7 @@ def search_table(tasks, arms):
             values = [*scores(task, arm, [SEARCH_SEED]).values()]
             over = paired(task, arm, seeds=[SEARCH_SEED])
             row += [f'{x:.1f}' for x in values] or ['']
-            row += [f'{x:+.1f}' for x in over if arm != 'none'] or ['']
+            row += [signed(x) for x in over if arm != 'none'] or ['']
         if any(row[1:]):
             rows.append(row)
     head = ['arm']
@@ -413,6 +434,17 @@ def draw_curves():
 
 
 def tables():
+    """What each page has from logs, by path and name."""
+    return {
+        DOCUMENT: study_tables(),
+        **{
+            REPO / name: {'gains': gains_table(*texts)}
+            for name, texts in READMES.items()
+        },
+    }
+
+
+def study_tables():
     """What docs/study.md has from logs, by name."""
     found = {
         'missing': missing(),
@@ -449,8 +481,9 @@ def fill(text, content):
 
 
 def main():
-    """Bring docs/study.md up to date."""
-    DOCUMENT.write_text(fill(DOCUMENT.read_text(), tables()))
+    """Bring the pages up to date."""
+    for page, content in tables().items():
+        page.write_text(fill(page.read_text(), content))
     draw_curves()
 
 
