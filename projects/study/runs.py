@@ -61,20 +61,21 @@ def at(place, cfg):
 
 
 # From ImageNet weights: the plugin, its place, what else is different.
+PLACED = {
+    f'psa-p_{place}': at(place, psa())
+    for place in (
+        'pyramid',
+        'laterals',
+        'head',
+        'late',
+        'pyramid+head',
+        'pyramid+late',
+        'blocks',
+    )
+}
 PRETRAINED = {
     'none': {},
-    **{
-        f'psa-p_{place}': at(place, psa())
-        for place in (
-            'pyramid',
-            'laterals',
-            'head',
-            'late',
-            'pyramid+head',
-            'pyramid+late',
-            'blocks',
-        )
-    },
+    **PLACED,
     'se_pyramid': at('pyramid', SE),
     'psa-s_pyramid': at('pyramid', psa('sequential')),
     'psa-ch_pyramid': at('pyramid', psa('channel')),
@@ -208,7 +209,11 @@ def plan():
         for arm in ('none', BEST)
     ]
     runs += [(task, USUAL_START, seed) for seed in SEEDS[:3] for task in MAIN]
-    runs += [(task, arm, SEARCH_SEED) for arm in PRETRAINED for task in MAIN]
+    runs += [
+        (task, arm, SEARCH_SEED)
+        for arm in ('none', *PLACED)
+        for task in ('camvid', 'lspet')
+    ]
     return list(dict.fromkeys(runs))
 
 
