@@ -158,7 +158,7 @@ def warn_of_mmcv(codebase: str) -> None:
     elif limit and digit_version(mmcv) >= digit_version(limit[2]):
         above = VERSIONS['mmcv'][1]
         reason = (
-            f'it refuses mmcv {mmcv}, though that serves it. Raise its limit: '
+            f'it refuses mmcv {mmcv}, although it works. Raise its limit: '
             f'sed -i "s/^{limit[1]} = .*/{limit[1]} = \'{above}\'/" {path}'
         )
     else:

@@ -422,19 +422,21 @@ def _define(namespace: str, in_cpp: bool) -> Tuple[Library, Any]:
     return library, ops
 
 
+_BUILD = (
+    'with torch and a C++ compiler there, in a checkout of mmpsa: '
+    'pip install --no-deps --force-reinstall .'
+)
+
+
 def _load_extension():
     """Load the C++ kernels, or return the reason why they are missing."""
     paths = sorted(Path(__file__).parent.glob('_C.*'))
     if not paths:
-        return (
-            'the extension was not built; with torch and a C++ compiler '
-            'there, in a checkout of mmpsa: '
-            'pip install --no-deps --force-reinstall .'
-        )
+        return f'the extension was not built; {_BUILD}'
     try:
         torch.ops.load_library(paths[0])
     except OSError as error:
-        return f'the extension does not load, built for another torch: {error}'
+        return f'the extension was built for another torch ({error}); {_BUILD}'
 
 
 _CPP_MISSING = _load_extension()

@@ -141,7 +141,8 @@ class MissingWeights:
                 if identities
                 else 'which is not the identity: the network computes '
                 'something else than the one that was saved, until it is '
-                'trained. Start the plugins as the identity, where they can'
+                'trained. Plugins that can start as the identity avoid this: '
+                'PSA with identity_init=True'
             ),
             logger='current',
             level=logging.INFO if identities else logging.WARNING,

@@ -169,8 +169,8 @@ def _arguments(cls, cfg):
         return ''
     if 'in_channels' not in known:
         return (
-            f'. {cls.__name__} must take in_channels, by which it gets the '
-            'width of its place'
+            f'. {cls.__name__} must take in_channels; mmpsa passes the width '
+            'of its place there'
         )
     allowed = [name for name in known if name != 'in_channels']
     return f'. {cls.__name__} takes {", ".join(allowed) or "nothing else"}'

@@ -170,8 +170,8 @@ class ModuleSite(Site):
             around.append(host)
         if is_container(host):
             raise ValueError(
-                f'nothing around {name} could have a plugin as a child and '
-                f'not run it by itself: {type(host).__name__} is a container'
+                f'around {name} there are containers alone, and these would '
+                'run the plugin as a child; name a module inside another one'
             )
         self._host, self._module = host, inner
         self._names = (AFTER_MODULE, *inner) if inner else ()
@@ -283,15 +283,16 @@ class Sites:
             return self._named(entry)
         if not getattr(self._root, 'plugin_positions', True):
             raise PluginsError(
-                f"{entry.where}['position']: {self._title} is no backbone; "
-                f'name its modules: {self._remedy}, got {entry.position!r}'
+                f"{entry.where}['position']: {self._title} is no backbone and "
+                f'has no positions, got {entry.position!r}; use '
+                f'{self._remedy}'
             )
         stages = self.at(entry.position)
         if not any(stage.sites for stage in stages):
             raise PluginsError(
                 f"{entry.where}['position']: {self._title} takes no plugin "
                 f'{entry.position}: {why_none(stages)}; it has '
-                f'{self._positions}; modules can be named: {self._remedy}'
+                f'{self._positions}; or use {self._remedy}'
             )
         flags = self._flags(entry, len(stages))
         having = tuple(
@@ -351,7 +352,7 @@ class Sites:
             for name, child in named_modules(self._root)
             if any(True for _ in child.parameters())  # no losses
         ]
-        return f"modules='…', of which it has {_enumerate(children)}"
+        return f"modules='…'; its modules are {_enumerate(children)}"
 
     def at(self, position: str) -> List[Stage]:
         """The sites of each stage (or output), or why it has none."""
@@ -423,8 +424,8 @@ class Sites:
             if not called:
                 raise PluginsError(
                     f"{entry.where}['modules']: {pattern!r} matches "
-                    f'{_enumerate(matched)}, which is never called, being a '
-                    f'list of modules; name these: {pattern + ".*"!r}'
+                    f'{_enumerate(matched)}, a list of modules, which is '
+                    f'never called; name its items: {pattern + ".*"!r}'
                 )
             for name in called:
                 names.setdefault(modules[name], name)

@@ -75,8 +75,8 @@ def _entry(where, plugin):
         return Entry(where, plugin['cfg'], None, None, patterns)
     if 'position' not in plugin:
         raise PluginsError(
-            f"{where} lacks the key 'position' (or 'modules', which names "
-            f'modules in its stead), got {dict(plugin)}'
+            f"{where} lacks the key 'position' (or 'modules'), got "
+            f'{dict(plugin)}'
         )
     if plugin['position'] not in POSITIONS:
         raise PluginsError(

@@ -50,10 +50,9 @@ class MaskRecord:
 def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
     """The last PSA block of each stage of a model, and those in no stage.
 
-    In HRNet, this is the last one of each branch of each stage. If residual
-    blocks have several PSA plugins, it is the last one of each. PSA blocks
-    after a stage, at an output of the backbone, in a neck and in a head are
-    all included.
+    In HRNet, this is the last one of each branch of each stage. Several PSA
+    plugins in a residual block count separately. PSA blocks after a stage, at
+    an output of the backbone, in a neck and in a head are all included.
 
     Args:
         model (nn.Module): A model of mmpose or mmseg, with or without a

@@ -269,7 +269,7 @@ def test_losses_are_not_offered():
     )
     entry = dict(cfg=dict(type='PSA'), position='output')
     with pytest.raises(
-        ValueError, match=r'of which it has deconv_layers, .*final_layer'
+        ValueError, match=r'its modules are deconv_layers, .*final_layer'
     ) as error:
         registry.build(dict(cfg, plugins=[entry]))
     assert 'loss_module' not in str(error.value)

@@ -592,8 +592,7 @@ def test_a_missing_position_names_those_there_are():
     with pytest.raises(
         ValueError,
         match='UNet takes no plugin after_conv3: .* it has after_conv1, after_'
-        "conv2, after_stage, output; modules can be named: modules='…', of "
-        'which it has encoder',
+        "conv2, after_stage, output; or use modules='…'; its modules are enc",
     ):
         insert_plugins(build('mmseg', 'UNet'), [probe('after_conv3')])
     with pytest.raises(ValueError, match=r'it has no positions'):
