@@ -247,8 +247,9 @@ def test_positions_are_for_backbones():
     for position in ('after_conv1', 'output'):
         entry = dict(cfg=dict(type='PSA'), position=position)
         message = (
-            r"plugins\[0\]\['position'\]: FPN is no backbone; .* "
-            r"modules='…', .* lateral_convs, .* fpn_convs"
+            r"plugins\[0\]\['position'\]: FPN is no backbone and has no "
+            rf"positions, got '{position}'; use modules='…'; its modules are "
+            r'lateral_convs, .* fpn_convs'
         )
         with pytest.raises(ValueError, match=message):
             registry.build(dict(cfg, plugins=[entry]))

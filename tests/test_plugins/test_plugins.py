@@ -431,7 +431,7 @@ REFUSED = [
     (
         [dict(cfg=dict(type=nn.SiLU), position='after_conv1')],
         ValueError,
-        'SiLU must take in_channels, by which it gets the width',
+        'SiLU must take in_channels; mmpsa passes the width',
     ),
     # what could be taken for plugins
     ('PSA', TypeError, 'plugins must be a list of dicts, got str'),
