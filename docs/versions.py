@@ -6,6 +6,7 @@ row of the same versions and command is replaced.
 """
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,8 @@ def main():
         sys.exit(__doc__)
     environment, *command = sys.argv[1:]
     result = run(command)  # which may make the environment
-    cells = [*versions(environment), f'`{" ".join(command)}`', result]
+    shown = shlex.join(command).replace(f'{environment}/bin/', '')
+    cells = [*versions(environment), f'`{shown}`', result]
     PAGE.write_text(with_row(PAGE.read_text(), cells))
 
 
