@@ -30,11 +30,12 @@ def remove_plugins(cfg):
     return 0
 
 
-def row_of(path):
+def row_of(name, cfg):
     """One row of the table: a config's name and seven figures.
 
     Args:
-        path (str): A config whose model has ``plugins``.
+        name (str): The name of the config.
+        cfg (mmengine.Config): A config whose model has ``plugins``.
 
     Returns:
         list[str]: name; parameters in millions without plugins, with, and
@@ -43,14 +44,13 @@ def row_of(path):
     """
     from mmpsa.complexity import complexity_of
 
-    cfg = Config.fromfile(path)
     base = copy.deepcopy(cfg)
     remove_plugins(base.model)
     params, flops = complexity_of(cfg)
     _, naive_flops = complexity_of(cfg, naive=True)
     base_params, base_flops = complexity_of(base)
     return [
-        Path(path).stem,
+        name,
         f'{base_params / 1e6:.2f}',
         f'{params / 1e6:.2f}',
         f'{100 * (params / base_params - 1):.1f}',
@@ -68,8 +68,9 @@ def main():
         'configs', nargs='+', type=config_file, metavar='CONFIG'
     )
     paths = parser.parse_args().configs
-    for path in paths:
-        if not remove_plugins(Config.fromfile(path).model):
+    configs = [(path, Config.fromfile(path)) for path in paths]
+    for path, cfg in configs:
+        if not remove_plugins(copy.deepcopy(cfg.model)):
             parser.error(f'{path}: nothing in its model has plugins')
 
     from mmengine.logging import MMLogger
@@ -80,8 +81,9 @@ def main():
         '| GFLOPs | with PSA | + % | as written |'
     )
     print('|---|' + '--:|' * 7)
-    for path in paths:
-        print('|', ' | '.join(row_of(path)), '|', flush=True)
+    for path, cfg in configs:
+        row = row_of(Path(path).stem, cfg)
+        print('|', ' | '.join(row), '|', flush=True)
 
 
 if __name__ == '__main__':
