@@ -9,10 +9,10 @@ from pathlib import Path
 from mmengine.logging import MMLogger
 
 import mmpsa  # noqa: F401
-from mmpsa.compatibility import CODEBASES
 from mmpsa.plugins.blocks import modules_instead
 from mmpsa.plugins.sites import Sites, Stage, why_none
 from mmpsa.plugins.validation import BLOCK_POSITIONS, POSITIONS
+from mmpsa.version import CODEBASES
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.append(str(FOLDER.parent))

@@ -13,9 +13,9 @@ import sys
 from importlib.util import find_spec
 
 import mmpsa
+from mmpsa.version import CODEBASES, VERSIONS
 
 PACKAGES = ('torch', 'triton', 'mmengine', 'mmcv')
-CODEBASES = ('mmpose', 'mmseg', 'mmdet', 'mmpretrain')
 SHAPES = [(2, 8, 5, 7), (1, 32, 16, 12), (3, 17, 4, 4), (2, 256, 8, 6)]
 # Of the largest value: rounding of sums, and of results in half precision.
 TOLERANCES = {'float32': 1e-4, 'bfloat16': 1e-2}
@@ -57,16 +57,16 @@ def show_versions():
 
 def verdict(name, version):
     """What to add to a version that mmpsa was not tested with."""
-    try:
-        from mmengine.utils import digit_version
-
-        from mmpsa.compatibility import VERSIONS
-    except Exception:  # a line of its own says so
+    if name not in VERSIONS:
         return ''
-    low, high = VERSIONS.get(name, (version, None))
-    if digit_version(version) < digit_version(low):
+    try:
+        from mmpsa.compatibility import is_too_new, is_too_old
+    except Exception:  # torch or mmengine is broken: its own line says so
+        return ''
+    low, high = VERSIONS[name]
+    if is_too_old(name, version):
         return f', too old: >={low} is needed'
-    if high and digit_version(version) >= digit_version(high):
+    if is_too_new(name, version):
         return f', not tested: >={low}, <{high} is'
     return ''
 

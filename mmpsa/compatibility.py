@@ -24,18 +24,8 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-# torch.compiler is what older ones lack.
-OLDEST_TORCH = '2.1'
-# Oldest that works, first version not tested; forks go by the same numbers.
-VERSIONS = {
-    'mmengine': ('0.10.0', '0.11.0'),
-    'mmcv': ('2.1.0', '2.4.0'),
-    'mmpose': ('1.3.0', '1.4.0'),
-    'mmseg': ('1.2.2', '1.5.0'),
-    'mmdet': ('3.0.0', '3.6.0'),
-    'mmpretrain': ('1.2.0', '1.4.0'),
-}
-CODEBASES = ('mmpose', 'mmseg', 'mmdet', 'mmpretrain')
+from .version import CODEBASES, OLDEST_TORCH, VERSIONS
+
 # Distributions that bring the same package.
 DISTRIBUTIONS = {
     'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
@@ -69,13 +59,23 @@ def installed_version(package: str) -> Optional[str]:
     return runpy.run_path(str(version))['__version__']
 
 
+def is_too_old(name: str, version: str) -> bool:
+    """Whether mmpsa cannot work with this version of a package."""
+    return digit_version(version) < digit_version(VERSIONS[name][0])
+
+
+def is_too_new(name: str, version: str) -> bool:
+    """Whether mmpsa was not tested with so new a version of a package."""
+    return digit_version(version) >= digit_version(VERSIONS[name][1])
+
+
 def installed_codebases() -> List[str]:
-    """Those of ``CODEBASES`` that are installed and new enough."""
+    """The codebases that are installed and new enough."""
     return [
         name
         for name in CODEBASES
         if (version := installed_version(name)) is not None
-        and digit_version(version) >= digit_version(VERSIONS[name][0])
+        and not is_too_old(name, version)
     ]
 
 
@@ -109,7 +109,7 @@ def check_versions() -> None:
                 f'pip uninstall {names}; pip install the one you want',
                 stacklevel=2,
             )
-        if digit_version(version) < digit_version(low):
+        if is_too_old(name, version):
             distribution = (brought_by or [name])[0]
             remedy = (
                 f'{name} >={low} is needed, and {name} {version} is '
@@ -120,7 +120,7 @@ def check_versions() -> None:
             warnings.warn(
                 f'mmpsa adds no plugins= to {name}: {remedy}', stacklevel=2
             )
-        elif digit_version(version) >= digit_version(high):
+        elif is_too_new(name, version):
             warnings.warn(
                 f'mmpsa is tested with {name} >={low}, <{high}, and {name} '
                 f'{version} is installed',
@@ -143,7 +143,8 @@ def warn_of_mmcv(codebase: str) -> None:
     """Warn if an installed codebase will not import with the mmcv there is.
 
     Args:
-        codebase (str): One of :data:`CODEBASES`, which must be installed.
+        codebase (str): One of :data:`mmpsa.version.CODEBASES`, which must be
+            installed.
     """
     mmcv = installed_version('mmcv')
     path = find_spec(codebase).origin

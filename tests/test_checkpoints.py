@@ -38,7 +38,7 @@ def test_inferencer_draws_in_the_colours_of_the_data(monkeypatch):
     from mmseg.apis import MMSegInferencer
 
     monkeypatch.setenv('MMPSA_ZOO', str(REPO / 'checkpoints'))
-    entry = MODELS_BY_NAME['fpn_r18-w32_1xb8-2k_camvid-180x240_psa-s']
+    entry = MODELS_BY_NAME['fcn_lite0-fpn_1xb8-600_camvid-180x240_psa-p']
     inferencer = MMSegInferencer(
         str(REPO / entry['Config']), entry['Weights'], device='cpu'
     )

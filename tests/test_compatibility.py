@@ -18,6 +18,7 @@ from mmengine.logging import MessageHub
 from mmengine.utils import digit_version
 
 from mmpsa import compatibility
+from mmpsa.version import CODEBASES, VERSIONS
 
 
 def python(code, hidden=()):
@@ -39,15 +40,16 @@ def python(code, hidden=()):
 def test_versions_are_read_without_importing():
     code = (
         'import sys\n'
+        'import mmpsa.version\n'
         'from mmpsa import compatibility as c\n'
-        'for name in c.VERSIONS:\n'
+        'for name in mmpsa.version.VERSIONS:\n'
         '    sys.modules.pop(name, None)\n'
         '    print(name, c.installed_version(name), name in sys.modules)'
     )
     result = python(code)
     lines = [
         f'{name} {import_module(name).__version__} False'
-        for name in compatibility.VERSIONS
+        for name in VERSIONS
         if find_spec(name)
     ]
     assert [
@@ -88,9 +90,9 @@ def test_installed_versions_are_tested_ones(recwarn):
     assert not [str(w.message) for w in recwarn]
 
 
-@pytest.mark.parametrize('name', compatibility.VERSIONS)
+@pytest.mark.parametrize('name', VERSIONS)
 def test_untested_is_a_warning(name, package):
-    low, high = compatibility.VERSIONS[name]
+    low, high = VERSIONS[name]
     package(name, high)
     with pytest.warns(
         UserWarning, match=f'{name} >={low}, <{high}, and {name} {high} is'
@@ -101,7 +103,7 @@ def test_untested_is_a_warning(name, package):
 @pytest.mark.parametrize('name', ['mmengine', 'mmcv'])
 def test_what_cannot_work_is_refused_with_the_remedy(name, package):
     package(name, '0.0.1')
-    low = compatibility.VERSIONS[name][0]
+    low = VERSIONS[name][0]
     with pytest.raises(
         ImportError,
         match=f"{name} >={low} is needed.* 0.0.1 .*; pip install '.*>={low}'",
@@ -109,7 +111,7 @@ def test_what_cannot_work_is_refused_with_the_remedy(name, package):
         compatibility.check_versions()
 
 
-@pytest.mark.parametrize('name', compatibility.CODEBASES)
+@pytest.mark.parametrize('name', CODEBASES)
 def test_an_old_codebase_is_left_alone(name, package):
     package(name, '0.30.0')
     with pytest.warns(UserWarning, match=f"no plugins= to {name}: .*'.*>="):
@@ -206,7 +208,7 @@ def test_block_without_mmcv():
 
 
 def test_import_loads_nothing_slow():
-    slow = (*compatibility.CODEBASES, 'triton', 'torch._dynamo', 'matplotlib')
+    slow = (*CODEBASES, 'triton', 'torch._dynamo', 'matplotlib')
     result = python(
         'import mmpsa\n'
         f'print([name for name in {slow} if name in sys.modules])'

@@ -14,17 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch._dynamo  # noqa: F401 - before mim, see tests/test_mim.py
 from helpers import load_script
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 import mmpsa
-from mmpsa.compatibility import (
-    DISTRIBUTIONS,
-    OLDEST_TORCH,
-    VERSIONS,
-    installed_version,
-)
+from mmpsa.compatibility import DISTRIBUTIONS, installed_version
+from mmpsa.version import OLDEST_TORCH, VERSIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'requirements'

@@ -1,6 +1,5 @@
 """The worked examples: a backbone and an attention block of one's own."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -97,13 +96,3 @@ def test_own_attention_starts_as_the_identity():
             if name in PLUGINS['own_attention']:
                 module.forward = lambda x: x
         assert torch.equal(gated, model(x))
-
-
-def test_config_of_the_readme(tmp_path):
-    readme = (PROJECTS / 'own_attention/README.md').read_text()
-    (text,) = re.findall(r'```python\n(.*?)```', readme, re.S)
-    module = 'projects.own_attention.own_attention'
-    config = tmp_path / 'config.py'
-    config.write_text(text.replace("'own_attention'", repr(module)))
-    block = build(config).backbone.layer4[2].own
-    assert block.squeeze.out_channels == 512 // 8

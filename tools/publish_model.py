@@ -59,7 +59,8 @@ def publish(path, metrics, use_half):
             its weights are too large for half precision.
     """
     from mmpsa.checkpoints import read_checkpoint
-    from mmpsa.compatibility import CODEBASES, installed_version
+    from mmpsa.compatibility import installed_version
+    from mmpsa.version import CODEBASES
 
     checkpoint = read_checkpoint(path)
     missing = {'state_dict', 'meta'}.difference(checkpoint)

@@ -99,7 +99,7 @@ def register_models(codebases: Iterable[str]) -> None:
     them. Where they are there already, ours are imported at once.
 
     Args:
-        codebases (Iterable[str]): Of :data:`mmpsa.compatibility.CODEBASES`.
+        codebases (Iterable[str]): Of :data:`mmpsa.version.CODEBASES`.
     """
     for registry in MODELS.children.values():
         _follow(registry, codebases)

@@ -436,7 +436,10 @@ def _load_extension():
     try:
         torch.ops.load_library(paths[0])
     except OSError as error:
-        return f'the extension was built for another torch ({error}); {_BUILD}'
+        return (
+            f'the extension does not load ({error}). If you have changed '
+            f'torch, build it again; {_BUILD}'
+        )
 
 
 _CPP_MISSING = _load_extension()
