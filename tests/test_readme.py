@@ -1,5 +1,6 @@
 """The README: its config builds what it says, its translation is complete."""
 
+import json
 import re
 from importlib import import_module
 
@@ -61,3 +62,39 @@ def test_translation(part):
         texts.append(text.replace(f']({other})', '](twin)'))
     english, chinese = (sorted(re.findall(part, text)) for text in texts)
     assert english and chinese == english
+
+
+def measured():
+    """The figures of the READMEs' table of costs, as sets by row."""
+    rows = json.loads((REPO / 'docs/benchmark_cpu.json').read_text())['rows']
+    ratio = {
+        (row['contender'], row['where'], row['mode']): row['ratio']
+        for row in rows
+        if row['part'] == 'block' and 'ratio' in row
+    }
+    training, wide, published = [], [], []
+    for (contender, where, mode), value in ratio.items():
+        n, c, h, w = map(int, where.split('×'))
+        if mode != 'forward' and contender in ('PSA-p', 'PSA-s'):
+            (training if c <= 256 else wide).append(value)
+        if contender == 'PSA-p' and n * c * h * w * 4 > 8e6:
+            reference = ratio['PSA-p, reference', where, mode]
+            published.append(reference / value)
+    table = (REPO / 'configs/pose/coco/README.md').read_text()
+    hrnet = r'(?m)^\| td-hm_hrnet-w32_8xb64-210e_coco-256x192_psa-p \|(.*)\|'
+    (row,) = re.findall(hrnet, table)
+    _, _, params, _, _, flops, _ = row.split('|')
+    return [
+        {'256', '512'}
+        | {f'{f(training):.1f}' for f in (min, max)}
+        | {f'{f(wide):.1f}' for f in (min, max)},
+        {f'{f(published):.0f}' for f in (min, max)},
+        {params.strip(), flops.strip()},
+    ]
+
+
+@pytest.mark.parametrize('page', ['README.md', 'README_zh-CN.md'])
+def test_costs_are_those_measured(page):
+    text = (REPO / page).read_text()
+    cells = re.findall(r'(?m)^\|[^|]*\|([^|]*)\| \[.*(?:bench|configs/)', text)
+    assert [set(re.findall(r'\d[\d.]*', cell)) for cell in cells] == measured()
