@@ -424,7 +424,8 @@ def _define(namespace: str, in_cpp: bool) -> Tuple[Library, Any]:
 
 _BUILD = (
     'with torch and a C++ compiler there, in a checkout of mmpsa: '
-    'pip install --no-deps --force-reinstall .'
+    'pip install --no-deps --force-reinstall . (then start Python outside of '
+    'the checkout, or it imports the sources, which have no extension)'
 )
 
 
@@ -432,7 +433,7 @@ def _load_extension():
     """Load the C++ kernels, or return the reason why they are missing."""
     paths = sorted(Path(__file__).parent.glob('_C.*'))
     if not paths:
-        return f'the extension was not built; {_BUILD}'
+        return f'there is no extension in {Path(__file__).parent}; {_BUILD}'
     try:
         torch.ops.load_library(paths[0])
     except OSError as error:

@@ -32,8 +32,8 @@ mmpsa.declare_block(
 )
 
 
-@mmpsa.pluggable
 @MODELS.register_module()
+@mmpsa.pluggable
 class OwnBackbone(BaseModule):
     """Stages of two blocks, each at half of the resolution before.
 
