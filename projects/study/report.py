@@ -34,10 +34,18 @@ from .runs import (
 DOCUMENT = REPO / 'docs/study.md'
 CURVES = REPO / 'docs/images/study_curves.png'
 TITLES = dict(lspet='LSPET', camvid='CamVid', figures='figures')
-# Of the first column of the README's table, and of its last task.
+# Of the README's table: the head of the first column, the last task, the cost.
 READMES = {
-    'README.md': ('over no attention, in points', 'generated figures'),
-    'README_zh-CN.md': ('相对无注意力的差值（百分点）', '生成的人物图像'),
+    'README.md': (
+        'over no attention, in points',
+        'generated figures',
+        'training time ÷ that of no attention',
+    ),
+    'README_zh-CN.md': (
+        '相对无注意力的差值（百分点）',
+        '生成的人物图像',
+        '训练用时 ÷ 无注意力的用时',
+    ),
 }
 SCRATCH_SEEDS = (0, 1, 2)
 ITERATIONS_PER_EPOCH = 281  # of LSPET, the steps of whose logs are epochs
@@ -172,8 +180,16 @@ def summary_table():
     return table([*head, 'seeds'], rows)
 
 
-def gains_table(head, figures):
+def gains_table(head, figures, cost):
     """What each block adds to no attention, for a README."""
+    costs = json.loads(COSTS.read_text())
+    ratios = [
+        [
+            costs[task][arm]['train'] / costs[task]['none']['train']
+            for task in costs
+        ]
+        for arm in COMPARED[1:]
+    ]
     rows = [
         [
             f'{dict(TITLES, figures=figures)[task]}, {metric}',
@@ -181,6 +197,7 @@ def gains_table(head, figures):
         ]
         for task, metric in zip(MAIN, ('PCK@0.1', 'mIoU', 'mIoU'))
     ]
+    rows.append([cost, *(f'{min(x):.2f} to {max(x):.2f}' for x in ratios)])
     return table([head, 'SE', 'PSA(p)', 'PSA(s)'], rows)
 
 
