@@ -289,7 +289,13 @@ def test_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypatch):
             path.write_text('\n'.join(map(json.dumps, lines)))
     expected = [(300, 25.0), (600, 50.0)]
     assert report.mean_curve('camvid', 'none') == expected
-    assert '| CamVid | 50.0 | 100 % |' in report.reach_table()
+    costs = {arm: dict(train=0.5) for arm in runs.COMPARED}
+    costs['se_pyramid'] = dict(train=0.6)
+    monkeypatch.setattr(report, 'COSTS', tmp_path / 'cost.json')
+    report.COSTS.write_text(json.dumps(dict(camvid=costs)))
+    assert '| 50.0 | 100 %, 5.0 min | 100 %, 6.0 ' in report.reach_table()
+    report.COSTS.write_text('{}')
+    assert '| 50.0 | 100 % | 100 % |' in report.reach_table()
 
 
 @pytest.mark.parametrize('page', ['docs/study.md', *report.READMES])
