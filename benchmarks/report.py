@@ -82,12 +82,15 @@ def markdown(rows, environment, picture):
 
 
 def draw(rows, path):
-    """A panel for each part, dtype and mode: times over the base's."""
+    """A panel for each part, dtype and mode: times over the base's.
+
+    Blocks are lines over their shapes. There is one network: it has bars.
+    """
     panels = groups(rows, 'part', 'dtype', 'mode')
     figure, axes = plt.subplots(
         1,
         len(panels),
-        figsize=(5 * len(panels), 6),
+        figsize=(5 * len(panels), 5),
         squeeze=False,
         layout='constrained',
     )
@@ -96,15 +99,32 @@ def draw(rows, path):
     lines = {}
     for ax, (key, panel) in zip(axes[0], panels.items()):
         measured = [row for row in panel if 'median' in row]
+        ratio = f'time over {panel[0]["base"]}'
+        ax.set_title(', '.join(key))
+        ax.grid(alpha=0.3)
+        if key[0] == 'network':
+            contenders = [row['contender'] for row in measured]
+            bars = ax.barh(
+                contenders,
+                [row['ratio'] for row in measured],
+                color=[colours[name] for name in contenders],
+            )
+            ax.bar_label(bars, fmt='%.2f', padding=2)
+            ax.margins(x=0.12)
+            ax.invert_yaxis()
+            ax.set_xlabel(ratio)
+            continue
         for (name,), found in groups(measured, 'contender').items():
             where = [row['where'] for row in found]
             ratios = [row['ratio'] for row in found]
             (line,) = ax.plot(where, ratios, 'o-', color=colours[name])
             lines[name] = line
-        ax.set(title=', '.join(key), ylabel=f'time over {panel[0]["base"]}')
         ax.set_yscale('log')
+        ax.set_ylabel(ratio)
         ax.tick_params('x', rotation=90)
-        ax.grid(alpha=0.3)
-    figure.legend(lines.values(), lines, loc='outside upper center', ncols=6)
+    if lines:
+        figure.legend(
+            lines.values(), lines, loc='outside upper center', ncols=6
+        )
     figure.savefig(path, dpi=80)
     plt.close(figure)

@@ -72,6 +72,11 @@ def measured():
         for row in rows
         if row['part'] == 'block' and 'ratio' in row
     }
+    network = {
+        row['contender']: row['ratio']
+        for row in rows
+        if row['mode'] == 'training step'
+    }
     training, wide, published = [], [], []
     for (contender, where, mode), value in ratio.items():
         n, c, h, w = map(int, where.split('×'))
@@ -89,6 +94,7 @@ def measured():
         | {f'{f(training):.1f}' for f in (min, max)}
         | {f'{f(wide):.1f}' for f in (min, max)},
         {f'{f(published):.0f}' for f in (min, max)},
+        {f'{network[name]:.2f}' for name in ('PSA-p', 'SE', 'CBAM')},
         {params.strip(), flops.strip()},
     ]
 
