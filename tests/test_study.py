@@ -298,6 +298,22 @@ def test_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypatch):
     assert '| 50.0 | 100 % | 100 % |' in report.reach_table()
 
 
+def test_places_are_ranked_by_the_sum_of_both_tasks(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, 'LOGS', tmp_path)
+    scores = {'none': (0.5, 40), 'psa-p_late': (0.49, 40.5)}
+    scores.update({'psa-p_head': (0.51, 40.2), 'psa-p_blocks': (0.6, None)})
+    for arm, (pose, seg) in scores.items():
+        for task, line in (
+            ('lspet', {'bbox@0.1/PCK': pose}),
+            ('camvid', {'mIoU': seg}),
+        ):
+            if None not in line.values():
+                path = tmp_path / f'{task}_{arm}_seed10.json'
+                path.write_text(json.dumps(dict(line, step=1)))
+    text = ' '.join(report.places().split())
+    assert 'psa-p_head +1.2, psa-p_late -0.5.' in text
+
+
 @pytest.mark.parametrize('page', ['docs/study.md', *report.READMES])
 def test_page_shows_what_the_logs_say(page):
     page = report.REPO / page

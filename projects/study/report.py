@@ -21,6 +21,7 @@ from .runs import (
     LESS_DATA,
     LOGS,
     MAIN,
+    PLACED,
     PRETRAINED,
     REPO,
     SEARCH_SEED,
@@ -375,6 +376,26 @@ def search_table(tasks, arms):
     return table(head, rows)
 
 
+def places():
+    """Where the search has PSA ahead: the sums that the plan decides by."""
+    sums = {}
+    for arm in PLACED:
+        both = [
+            paired(task, arm, seeds=[SEARCH_SEED])
+            for task in ('lspet', 'camvid')
+        ]
+        if all(both):
+            sums[arm] = sum(map(sum, both))
+    ranking = sorted(sums, key=sums.get, reverse=True)
+    text = ', '.join(f'{arm} {signed(sums[arm])}' for arm in ranking)
+    return textwrap.fill(
+        'Sums of the differences on LSPET and CamVid, by which the plan '
+        f'decides: {text}.',
+        88,
+        break_on_hyphens=False,
+    )
+
+
 def cost_table(task):
     """What an arm costs, from ``cost.py``."""
     costs = json.loads(COSTS.read_text()).get(task)
@@ -463,6 +484,7 @@ def study_tables():
         'missing': missing(),
         'summary': summary_table(),
         'reach': reach_table(),
+        'places': places(),
         'search': search_table(MAIN, PRETRAINED),
     }
     for task in MAIN:
