@@ -26,7 +26,7 @@ quickstart: env  ## data, training, evaluation, a table and a picture
 benchmark: env  ## time and memory of PSA and other attention
 	.venv/bin/python -m benchmarks
 
-test: lint  ## lint and run the tests, but for slow ones; STACK=onedl: forks
+test: lint  ## lint and run the tests, except slow ones; STACK=onedl: forks
 	$(PYTEST) -m 'not slow'
 
 test-slow: env  ## run the slow tests
@@ -44,7 +44,7 @@ upstream-tests: env  ## run upstream's tests, without and with mmpsa
 lint: env  ## check style, format and types, as pre-commit does
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH pre-commit run --all-files
 
-format: env  ## mend style and format
+format: env  ## fix style and format
 	.venv/bin/python -m ruff check --fix
 	.venv/bin/python -m ruff format
 

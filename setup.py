@@ -14,7 +14,8 @@ from setuptools.command.build_py import build_py
 from setuptools.command.develop import develop
 
 ROOT = Path(__file__).resolve().parent
-# Without them, compilers keep std::nearbyint and comparisons out of loops.
+# Without these flags, compilers do not vectorise loops that call
+# std::nearbyint or compare numbers.
 VECTORISE = ('-fno-math-errno', '-fno-trapping-math')
 EXTRAS = ('openmmlab', 'onedl', 'pose', 'seg', 'pretrain', 'timm', 'dev')
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')

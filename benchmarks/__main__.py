@@ -1,4 +1,4 @@
-"""Time and memory of PSA, beside what else one would put in its place.
+"""Time and memory of PSA, compared with other attention blocks.
 
     python -m benchmarks
 
@@ -36,7 +36,8 @@ def shape_of(text):
     return shape
 
 
-# What argparse says is wrong. Most contenders squeeze C to C // 16.
+# argparse puts this name into its error message. C must be at least 16:
+# most contenders squeeze C to C // 16.
 shape_of.__name__ = 'N×C×H×W with C ≥ 16, as 8x32x64x48,'
 
 
@@ -64,8 +65,8 @@ def arguments():
         nargs='*',
         type=shape_of,
         metavar='NxCxHxW',
-        help='of the inputs of blocks, instead of the usual ones; '
-        'none at all leaves blocks out',
+        help='input shapes of single blocks, instead of the usual ones; '
+        '--shapes without values leaves single blocks out',
     )
     parser.add_argument(
         '--network',

@@ -149,7 +149,9 @@ def blocks(shape, dtype, device):
 
 
 def networks(path, dtype, device):
-    """What a network does, with each contender after its first convolutions.
+    """What a network does, with each contender in all of its blocks.
+
+    A contender is after the first convolution of each residual block.
 
     Args:
         path (str): The config of a top-down pose estimator, of another

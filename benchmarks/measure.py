@@ -55,10 +55,11 @@ def cuda_turn(name, call, seconds):
 
 
 def peak_memory(call, device):
-    """Bytes of tensors that a call takes at most, beyond what there was.
+    """The most bytes of tensors that a call adds at any time.
 
-    Its result counts. torch's allocator knows them on a GPU; on a CPU, the
-    allocations that torch's profiler records are added up.
+    The result of the call counts too. On a GPU, torch's allocator tells the
+    number. On a CPU, it is the peak of the sum of the allocations that
+    torch's profiler records.
     """
     if device == 'cuda':
         before = torch.cuda.memory_allocated()

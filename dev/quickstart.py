@@ -137,8 +137,9 @@ def print_table(models):
         cost = f'{params:,}', f'{flops / 1e9:.4f}', f'{seconds:.3f}'
         print(row(label, metric_of(name), *cost))
     print(
-        'One seed a row, and the settings were chosen on the split that is '
-        'scored: these figures\nshow how to train, not what PSA is worth.'
+        'Each row is one seed, and its settings were chosen on the split that '
+        'is scored.\nThese figures show how to train. They do not show if PSA '
+        'helps.'
     )
 
 

@@ -1,12 +1,12 @@
 """Run upstream's own tests of its models, without and with mmpsa, and compare.
 
-Of each codebase that is installed: its source package, which pip fetches, or a
-checkout that the command line names. Its tests test the code beside them.
-Ends with status 1 when anything differs.
+For each installed codebase, it takes the tests from the source package, which
+pip downloads, or from a checkout that you name. The tests run on the code
+beside them. The exit status is 1 if any result differs.
 
-Those tests import backbones, necks and heads from upstream's modules, past the
-registry. In the second run mmpsa's classes stand there too, so that they are
-what is tested: this file is the pytest plugin that puts them there.
+The tests import backbones, necks and heads from upstream's modules, not from
+the registry. So in the second run, this file is a pytest plugin that puts
+mmpsa's classes into upstream's modules, and the tests test these classes.
 """
 
 import argparse
@@ -206,7 +206,7 @@ def test(codebase, root, folder):
 
 
 def main():
-    """Test every installed codebase whose tests are to be had."""
+    """Test every installed codebase whose tests are available."""
     from mmpsa.compatibility import installed_codebases
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,7 +1,8 @@
 """Evaluate every checkpoint of the zoo and compare with its metafile.
 
-Needs the data sets in ``data``. Each is one ``mim test mmpsa``; a figure that
-differs by more than a thousandth of itself ends the script with status 1.
+Needs the data sets in ``data``. Each checkpoint is one ``mim test mmpsa``. The
+exit status is 1 if a measured figure differs by more than a thousandth from
+the stated one.
 """
 
 import argparse

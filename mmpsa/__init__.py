@@ -18,9 +18,10 @@ __all__ = [
     'pluggable',
 ]
 
-# Python imports a package before it runs it by `python -m`, and sys.argv[0]
-# is '-m' meanwhile. `python -m mmpsa` has to say why the import below fails,
-# so it does it itself. (Python 3.8 and 3.9 do not tell what they run.)
+# `python -m mmpsa` imports this package before it runs mmpsa/__main__.py;
+# sys.argv[0] is '-m' until then. __main__.py has to report why the imports
+# below fail, so they are skipped here and __main__.py runs them.
+# (Python 3.8 and 3.9 have no sys.orig_argv: they run the imports here.)
 _argv = getattr(sys, 'orig_argv', [])
 if sys.argv[:1] != ['-m'] or ('-m', 'mmpsa') not in zip(_argv, _argv[1:]):
     from .compatibility import (

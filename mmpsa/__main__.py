@@ -1,9 +1,9 @@
 """``python -m mmpsa``: what is installed, and whether the backends are right.
 
-For bug reports, and for a first run on a new GPU: versions, the backends and
-why one is not there, and each of them against the reference, forward and
-gradients. Exit status 1 if something is wrong; it answers also where
-``import mmpsa`` is refused.
+Run it for a bug report, or first on a new GPU. It prints the versions and the
+backends, and says why a backend is missing. It compares the output and the
+gradients of each backend with the reference. The exit status is 1 if something
+is wrong. From Python 3.10 on, it also runs where ``import mmpsa`` fails.
 """
 
 import importlib
@@ -67,7 +67,7 @@ def verdict(name, version):
     if is_too_old(name, version):
         return f', too old: >={low} is needed'
     if is_too_new(name, version):
-        return f', not tested: >={low}, <{high} is'
+        return f', not tested; tested: >={low}, <{high}'
     return ''
 
 
@@ -144,7 +144,7 @@ def results(block, x, g):
 
 
 def distance(found, expected):
-    """The largest difference, relative to the largest value."""
+    """The largest difference, relative to the largest value or to 1."""
     scale = expected.abs().max().clamp(min=1)
     return ((found.double() - expected).abs().max() / scale).item()
 
@@ -159,10 +159,10 @@ def show_backends():
     fine = True
     for backend, reason in backends().items():
         if reason is not None:
-            show(f'backend {backend}', f'not there, {reason}')
+            show(f'backend {backend}', f'not available: {reason}')
             continue
         if backend == 'reference':
-            show(f'backend {backend}', 'there, the others are held to it')
+            show(f'backend {backend}', 'available; the others must match it')
             continue
         for device in devices:
             count, wrong = self_test(backend, device)

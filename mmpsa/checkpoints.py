@@ -46,8 +46,9 @@ def _why_not(path, error):
     code = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
     if code:
         return (
-            f'{path} holds objects of {code[1]}, and torch loads no code with '
-            'weights. If you trust where it is from, save its state dict alone'
+            f'{path} must hold weights and plain data, but holds {code[1]}, '
+            'which torch.load refuses. If you trust the file, load it with '
+            'weights_only=False and save only its state dict'
         )
     if '://' in path or isinstance(error, FileNotFoundError):
         return f'{path} cannot be loaded: {" ".join(str(error).split())}'
@@ -62,8 +63,8 @@ def _why_not(path, error):
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file beside its place, and move it there when it is complete.
 
-    An existing file stays until then. If writing fails or is interrupted, it
-    stays for good.
+    Until then, an existing file stays as it is. If writing fails or is
+    interrupted, the existing file stays, and the partial file is deleted.
 
     Args:
         path (Path): The file. Its folder is made if it is missing.

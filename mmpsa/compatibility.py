@@ -65,7 +65,7 @@ def is_too_old(name: str, version: str) -> bool:
 
 
 def is_too_new(name: str, version: str) -> bool:
-    """Whether mmpsa was not tested with so new a version of a package."""
+    """Whether a version is newer than those that mmpsa is tested with."""
     return digit_version(version) >= digit_version(VERSIONS[name][1])
 
 
@@ -159,7 +159,8 @@ def warn_of_mmcv(codebase: str) -> None:
     elif limit and digit_version(mmcv) >= digit_version(limit[2]):
         above = VERSIONS['mmcv'][1]
         reason = (
-            f'it refuses mmcv {mmcv}, although it works. Raise its limit: '
+            f'it refuses mmcv {mmcv}, although this mmcv works. Raise the '
+            'limit: '
             f'sed -i "s/^{limit[1]} = .*/{limit[1]} = \'{above}\'/" {path}'
         )
     else:
@@ -178,11 +179,11 @@ def is_distribution(name: str) -> bool:
 def allow_checkpoint_classes() -> None:
     """Let ``torch.load(weights_only=True)`` read mmengine's checkpoints.
 
-    From torch 2.6 on that is the default, which mmengine does not change,
-    while its checkpoints hold the log history: numpy arrays in a
+    From torch 2.6 on, ``weights_only=True`` is the default, and mmengine keeps
+    it. But mmengine's checkpoints hold the log history: numpy arrays in a
     :class:`mmengine.logging.HistoryBuffer`. The loader of mmengine's fork
-    allows its own list for as long as it loads; what both lists have is no
-    longer allowed afterwards.
+    allows its own list while it loads. Afterwards, it forbids everything on
+    its list again, also what this function allowed.
     """
     if digit_version(torch.__version__) < digit_version('2.6.0'):
         return

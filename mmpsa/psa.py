@@ -69,9 +69,12 @@ class PolarizedSelfAttention(BaseModule):
 
     Raises:
         ValueError: If an argument or ``MMPSA_BACKEND`` has a value that is
-            not allowed, if the variant does not have the layout,
-            ``in_channels`` or ``identity_init``, or, in ``forward``, if the
-            input is not N×``in_channels``×H×W.
+            not allowed; if the variant does not allow the layout, the number
+            of channels or ``identity_init``; or if ``identity_init`` and
+            ``init_cfg`` are both given. In ``load_state_dict``: if the
+            weights are of another variant or layout. In ``forward`` and
+            ``masks``: if the input is not N×``in_channels``×H×W, is not of a
+            floating-point dtype, or is not on the device of the weights.
     """
 
     _abbr_ = 'psa'
@@ -238,13 +241,12 @@ class PolarizedSelfAttention(BaseModule):
         Returns:
             Tensor: N×C×H×W, of the same dtype.
         """
-        self._check_input(x)
         return polarized_self_attention(
             x, self.weights, self.spec, self.backend
         )
 
     def served_by(self, x: Tensor) -> str:
-        """The backend that would compute this, without computing it.
+        """Name the backend that :meth:`forward` would use. Computes nothing.
 
         Args:
             x (Tensor): N×C×H×W.
@@ -265,14 +267,7 @@ class PolarizedSelfAttention(BaseModule):
             (float64 for a float64 input). A mask that the layout does not
             have is None.
         """
-        self._check_input(x)
         return masks(x, self.weights, self.spec)
-
-    def _check_input(self, x):
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'x must be N×{self.in_channels}×H×W, got {tuple(x.shape)}'
-            )
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -64,7 +64,8 @@ def load_from_mmpsa(filename: str, map_location=None) -> dict:
             f'{path} is damaged: its sha256 begins with {found}. '
             'Delete it and get it again'
         )
-    # From torch 2.6 on this loads no code. The loader of mmengine's fork does.
+    # From torch 2.6 on, torch.load runs no code from the file. mmengine's fork
+    # loads with code allowed, so its loader is not used here.
     allow_checkpoint_classes()
     return torch.load(path, map_location)
 
@@ -118,8 +119,8 @@ def _download(base, name):
             torch.hub.download_url_to_file(url, str(path), published.group(2))
         except (OSError, RuntimeError) as error:
             raise RuntimeError(
-                f'cannot get {url} ({error}). MMPSA_ZOO names the URL; the '
-                'names there cannot be listed, and need their hash'
+                f'cannot download {url} ({error}). Check the URL in MMPSA_ZOO '
+                'and the name with its hash; mmpsa cannot list the names there'
             ) from error
 
     # The main process first; the others find its file, on their own node.

@@ -1,7 +1,7 @@
-"""Setuptools' build backend, with the environment's torch in sight.
+"""Setuptools' build backend, which also finds the environment's torch.
 
-pip builds apart from the environment that it installs into, where there is no
-torch, and the C++ extension takes the torch that it will run with.
+pip builds in an isolated environment, which has no torch. But the C++
+extension must be built with the torch that it will run with.
 """
 
 import os
@@ -26,12 +26,13 @@ def _environment_path():
     ).splitlines()
 
 
-# Behind what was asked for to build with.
+# At the end of the path, so that the build requirements come first.
 sys.path += [path for path in _environment_path() if path not in sys.path]
 
 
 def build_wheel(*args, **kwargs):
-    """As setuptools', from nothing."""
-    # What an earlier build left, for another torch say, would go into it.
+    """Build a wheel as setuptools does, but delete ``build/`` first."""
+    # The wheel would contain what an earlier build left there, perhaps an
+    # extension for another torch.
     shutil.rmtree('build', ignore_errors=True)
     return build_meta.build_wheel(*args, **kwargs)

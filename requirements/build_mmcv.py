@@ -1,8 +1,8 @@
 """Builds mmcv with its operators and installs it: in a minute, on two cores.
 
-Use: python build_mmcv.py [REQUIREMENT], by the Python of the environment that
-is to have it and has torch already. REQUIREMENT is 'mmcv==2.1.0' or another
-release, or one of onedl-mmcv.
+Use: python build_mmcv.py [REQUIREMENT]. Run it with the Python of the
+environment that gets mmcv; torch must be installed there. REQUIREMENT is a
+release of mmcv or onedl-mmcv. Default: 'mmcv==2.1.0'.
 
 The usual build takes a quarter of an hour, since each of its 77 files reads
 all of torch's headers and is compiled with debug symbols. Here, most of them
@@ -112,8 +112,9 @@ def main():
     ]
     if missing:
         stop(
-            f'{sys.executable} lacks {", ".join(missing)}; besides torch, '
-            "get what it takes by: pip install 'setuptools<81' wheel ninja"
+            f'{sys.executable} must have {", ".join(missing)}, but does not; '
+            'install torch for your machine, and the rest by: pip install '
+            "'setuptools<81' wheel ninja"
         )
     import torch
 

@@ -1,9 +1,9 @@
 """Makes the environment of a stack, as pinned in ``requirements/stacks``.
 
 ``make env`` runs it, by any Python from 3.8 on with the standard library
-alone; ``make lock`` pins anew. uv does the work; here is what no tool does:
-mmcv with its operators, and mmpsa where mim finds it. Whatever goes wrong ends
-with one clear line.
+alone; ``make lock`` pins anew. uv does most of the work. This file adds what
+uv cannot do: it builds mmcv with its operators, and installs mmpsa where mim
+finds it. Every failure ends with one clear line.
 """
 
 import hashlib
@@ -171,8 +171,8 @@ def install_packages(stack, lock, venv):
         check_disk()
     uv = find_uv()
     ours = '{}.{}'.format(*sys.version_info) == stack.python
-    # A new one each time: one that was cut off is not to be told from a
-    # whole one, and uv's cache fills it in seconds.
+    # Make a new venv each time: nothing shows whether an old one is complete,
+    # and uv's cache fills a new one in seconds.
     step(
         f'{venv.name}, with Python {stack.python}',
         [uv, 'venv', '-q', '--clear', str(venv), '--python']

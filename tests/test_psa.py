@@ -100,14 +100,6 @@ def test_refused_arguments(kwargs, message):
         PolarizedSelfAttention(**kwargs)
 
 
-@pytest.mark.parametrize('shape', [(2, 8, 4), (2, 7, 4, 4), (8, 4, 4)])
-def test_refused_input(shape):
-    block = PolarizedSelfAttention(8)
-    for call in (block, block.masks):
-        with pytest.raises(ValueError, match='x must be N×8×H×W, got'):
-            call(torch.zeros(shape))
-
-
 @pytest.mark.parametrize('layout', LAYOUTS['paper'])
 @pytest.mark.parametrize(
     'dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16]

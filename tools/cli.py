@@ -69,9 +69,9 @@ def parse_args(parser):
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
-    # A config without custom_imports needs mmpsa too: it gives backbones
-    # their plugins=, and on torch >= 2.6 it lets mmengine read its own
-    # checkpoints. Not at the top of the file, where it would make `-h` wait.
+    # A config without custom_imports needs mmpsa too: mmpsa gives backbones
+    # their plugins=, and on torch >= 2.6 it lets mmengine read mmengine's own
+    # checkpoints. At the top of the file, this import would slow down `-h`.
     from mmengine.device import get_device
 
     import mmpsa  # noqa: F401

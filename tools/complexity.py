@@ -1,8 +1,9 @@
 """Parameters and GFLOPs of configs: without plugins, with, and the overhead.
 
-Of a PSA config, what is left without ``plugins`` is its baseline, the config
-that it inherits. The last column counts the same PSA as its equations are
-written, with their C/2×H×W maps, instead of as mmpsa computes them.
+Without ``plugins``, a PSA config is its baseline: the config that it inherits.
+One multiply-add counts as one FLOP. The last column counts PSA by its
+published equations, with their C/2×H×W maps. The other columns count what
+mmpsa computes.
 """
 
 import argparse

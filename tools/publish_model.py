@@ -1,14 +1,14 @@
 """Make a checkpoint of a training ready to be published.
 
-Keeps the weights and ``meta`` (the config's text and the data set's meta
-information among it) and leaves the rest out: optimizer, schedulers, logs.
-Paths below the working directory are made relative to it in the config.
-Adds the versions of the packages to ``meta``, and the metrics given. Writes
-``OUT_NAME-<hash>.pth``, with the first 8 hexadecimal digits of the sha256 of
-the file: what ``mmpsa://`` loads.
+Keeps the weights and ``meta``, which has the config's text and the meta
+information of the data set. Drops the optimizer, the schedulers and the logs.
+Makes paths in the config relative if they are below the working directory.
+Adds the versions of the packages and your metrics to ``meta``. Writes
+``OUT_NAME-<hash>.pth``, which ``mmpsa://`` loads. The hash is the first 8
+hexadecimal digits of the file's sha256.
 
-Of a training with EMAHook, the averaged weights are published: mmengine saves
-them as the model's weights, and the others beside them.
+If the training had an EMAHook, this publishes the averaged weights: mmengine
+saves them as the model's weights, and the others beside them.
 """
 
 import argparse
@@ -26,8 +26,8 @@ def metric(text):
 def half(key, tensor):
     """A weight in half precision.
 
-    Running variances stay as they are, for they may be large or small; they
-    are few. Integers stay too.
+    Running means and variances stay as they are: they are few, and they may
+    be too large or too small. Integers stay too.
 
     Raises:
         ValueError: A weight is too large for half precision.
@@ -37,8 +37,8 @@ def half(key, tensor):
     halved = tensor.half()
     if not halved.isfinite().all():
         raise ValueError(
-            f'--half: {key} has values beyond half precision (65504): '
-            f'{tensor.abs().max():g}'
+            f'--half: the values of {key} must be at most 65504, but reach '
+            f'{tensor.abs().max():g}; leave --half out'
         )
     return halved
 
@@ -84,7 +84,7 @@ def publish(path, metrics, use_half):
         state_dict=state_dict,
         meta=dict(
             meta,
-            # a plain str, for torch's own class is not loaded safely
+            # As str: torch's version class does not load with weights_only.
             versions={k: str(v) for k, v in versions.items() if v},
             metrics=metrics,
         ),

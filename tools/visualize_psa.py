@@ -28,7 +28,8 @@ def main():
     parser.add_argument(
         'image',
         type=image_file,
-        help='image file; a pose estimator takes all of it as its box',
+        help='image file; a pose estimator takes the whole image as the '
+        'bounding box of one person',
     )
     parser.add_argument(
         '--out',

@@ -12,8 +12,8 @@ from torch import nn
 from mmpsa.plugins import pluggable
 from mmpsa.psa import SIGNATURES
 
-# The folders of a codebase's models, and the class that theirs derive from;
-# UNet's upsampling layers, registered too, are no backbones.
+# The folders of a codebase's models, and the base class of the models in each.
+# BaseModule leaves out UNet's upsampling layers, which are registered too.
 _BASES = {
     'backbones': BaseModule,
     'necks': nn.Module,
@@ -94,9 +94,10 @@ def register(registry: Registry, module: str) -> Dict[str, type]:
 def register_models(codebases: Iterable[str]) -> None:
     """Put the classes with ``plugins=`` into the codebases' registries.
 
-    Loading a codebase takes seconds, so it is left to the one who uses it. Its
-    registry imports its models at the first look-up and, with this, ours after
-    them. Where they are there already, ours are imported at once.
+    Importing a codebase takes seconds, so this function does not import it. At
+    its first look-up, the codebase's registry imports the models of the
+    codebase, and then mmpsa's classes. If the registry has imported the models
+    already, this imports mmpsa's classes at once.
 
     Args:
         codebases (Iterable[str]): Of :data:`mmpsa.version.CODEBASES`.

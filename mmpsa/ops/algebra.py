@@ -11,12 +11,13 @@ and in the sequential layout, with Y = X ⊙ ch::
 
     mean_p (ch ⊙ x_p) = ch ⊙ mean_p x_p,    uᵀ (ch ⊙ x_p) = (u ⊙ ch)ᵀ x_p
 
-The passes over X remain: for each position, one multiply-add a channel for
-each of the two poolings, the two logits and the gates. Between the passes are
-vectors of an image. Their algebra is here, in plain torch, so that autograd
-differentiates it. The numbers are those of :mod:`mmpsa.ops.reference`. One map
-has to stay, the values of the authors' sequential code: their softmax runs
-over positions. Shapes: X is N×C×P, M = max(C // 2, 1).
+Only passes over X remain. Per position and channel, they cost one multiply-add
+for each of the two poolings, the two logits and the gates. Between the passes,
+there are only a few vectors per image. Their algebra is here, in plain torch,
+so that autograd differentiates it. The results are those of
+:mod:`mmpsa.ops.reference`. One map must stay: the values of the authors'
+sequential code, whose softmax runs over positions. Shapes: X is N×C×P,
+M = max(C // 2, 1).
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -34,8 +35,8 @@ _LARGE = 2.0**50
 class Query(NamedTuple):
     """The logits of the spatial mask are ``vector · x_p + bias``.
 
-    With a ``scale``, the sigmoid is taken of the softmax over positions of
-    these logits times ``scale``.
+    With a ``scale``, multiply the logits by it and take the softmax over
+    positions before the sigmoid.
     """
 
     vector: Tensor  # N×C
@@ -87,7 +88,7 @@ def spatial_query(mean: Tensor, weights: Weights, spec: Spec) -> Query:
     return Query(q @ matrix(w.sp_wv, q), bias, None)
 
 
-def value_map(
+def value_map_logits(
     x: Tensor, mean: Tensor, channel: Tensor, weights: Weights
 ) -> Tensor:
     """Compute the logits of the authors' sequential code.

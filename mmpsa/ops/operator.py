@@ -27,11 +27,12 @@ from . import reference, torch_kernels
 from .spec import Spec, Weights, named, result_like
 
 # 'reference' computes the equations line by line, the others compute the
-# collapsed form. A backend that cannot serve a case leaves it to the next.
+# collapsed form. A backend that cannot serve a case is replaced by the fastest
+# one that can.
 BACKENDS = ('reference', 'triton', 'cpp', 'torch')
 VARIABLE = 'MMPSA_BACKEND'
 
-# Those that torch 2.4 and later come with are tested.
+# mmpsa is tested with the Triton versions that torch 2.4 and later bring.
 _HAS_TRITON = find_spec('triton') is not None and (
     digit_version(torch.__version__) >= digit_version('2.4.0')
 )
@@ -70,7 +71,10 @@ def backends() -> Dict[str, Optional[str]]:
     """
     reasons = dict.fromkeys(BACKENDS)
     if not _HAS_TRITON:
-        reasons['triton'] = 'Triton or torch 2.4 is not installed'
+        reasons['triton'] = (
+            'it needs Triton and torch >=2.4; install both, or use another '
+            'backend'
+        )
     elif not torch.cuda.is_available() and not _INTERPRETED:
         reasons['triton'] = 'torch finds no CUDA device'
     reasons['cpp'] = _CPP_MISSING
@@ -94,11 +98,15 @@ def check_backend(backend: Optional[str]) -> Optional[str]:
     source = 'backend'
     if backend is None:
         source, backend = VARIABLE, os.environ.get(VARIABLE) or None
+    _refuse_unknown(backend, source)
+    return backend
+
+
+def _refuse_unknown(backend, source='backend'):
     if backend is not None and backend not in BACKENDS:
         raise ValueError(
             f'{source} must be one of {BACKENDS}, got {backend!r}'
         )
-    return backend
 
 
 def choose_backend(
@@ -114,7 +122,11 @@ def choose_backend(
 
     Returns:
         str: One of ``BACKENDS``.
+
+    Raises:
+        ValueError: If ``backend`` is none of ``BACKENDS``.
     """
+    _refuse_unknown(backend)
     if backend == 'reference':
         # Its convolutions do not mix dtypes, half precision needs widening.
         if x.dtype in (torch.float32, torch.float64) and all(
@@ -152,8 +164,9 @@ def polarized_self_attention(
         Tensor: N×C×H×W, of ``x``'s dtype.
 
     Raises:
-        ValueError: If ``x`` is of integers or complex, or is not on the
-            device of the weights.
+        ValueError: If ``x`` is not N×C×H×W with the C of the weights, is of
+            integers or complex, or is not on the device of the weights; or
+            if ``backend`` is none of ``BACKENDS``.
     """
     _check(x, weights)
     chosen = choose_backend(x, weights, spec, backend)
@@ -200,6 +213,9 @@ def _check(x, weights):
             'convert it with x.float()'
         )
     weight = weights.sp_wq if weights.ch_wq is None else weights.ch_wq
+    channels = weight.shape[1]
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(f'x must be N×{channels}×H×W, got {tuple(x.shape)}')
     if x.device != weight.device:
         raise ValueError(
             f'x must be on the device of the weights, {weight.device}, got '
@@ -215,8 +231,9 @@ def _wants_torch(x):
 def _is_transformed():
     """Whether plain torch operations are wanted, to trace or to transform."""
     if is_compiling():
-        # torch.compile aside, where torch tells it from torch.export. Its
-        # is_exporting() says that both are.
+        # torch.export wants them, torch.compile does not. Only this flag tells
+        # the two apart: under torch.compile, torch replaces is_exporting() by
+        # True. An older torch has no flag, so both get plain torch.
         return getattr(torch.compiler, '_is_exporting_flag', True)
     return (
         torch.jit.is_tracing()
@@ -262,8 +279,9 @@ def _warn_of_missing_extension():
     )
 
 
-# The forward returns the gated input, maps (the logits of each mask, N×P) and
-# the vectors of each image for the backward, as in mmpsa/ops/csrc/cpu.cpp.
+# The forward returns the gated input and, for the backward, maps and vectors.
+# maps is K×N×P: the logits of the channel attention, then of the spatial mask.
+# vectors is N×(8C + 8), in the layout of mmpsa/ops/csrc/cpu.cpp.
 _FORWARD = (
     'psa(Tensor x, Tensor[] weights, str variant, str layout,'
     ' float mask_scale) -> (Tensor, Tensor, Tensor)'
@@ -291,7 +309,10 @@ def _backward_meta(g, x, weights, maps, vectors, *spec):
 
 
 class _Autograd(torch.autograd.Function):
-    """The same as mmpsa/ops/csrc/autograd.cpp, if that was not built."""
+    """Does what csrc/autograd.cpp does, where that is not built.
+
+    The interpreted Triton kernels always use it.
+    """
 
     @staticmethod
     def forward(ctx, ops, spec, x, *weights):
@@ -423,9 +444,9 @@ def _define(namespace: str, in_cpp: bool) -> Tuple[Library, Any]:
 
 
 _BUILD = (
-    'with torch and a C++ compiler there, in a checkout of mmpsa: '
+    'install torch and a C++ compiler, then run in a checkout of mmpsa: '
     'pip install --no-deps --force-reinstall . (then start Python outside of '
-    'the checkout, or it imports the sources, which have no extension)'
+    'the checkout: inside, it imports the sources, which have no extension)'
 )
 
 

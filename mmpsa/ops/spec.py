@@ -37,9 +37,12 @@ class Spec(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The weights of the 1×1 convolutions (K×J×1×1) and of LayerNorm.
+    """The weights of the 1×1 convolutions and of LayerNorm.
 
-    M is max(C // 2, 1). A weight that the spec does not have is None.
+    A comment of out×in means a weight of that shape with 1×1 behind it, and a
+    bias of as many numbers as there are outputs. C are the channels of the
+    input, M is max(C // 2, 1). Any floating-point dtype. A weight that the
+    spec does not have is None.
     """
 
     ch_wq: Optional[Tensor] = None  # 1×C, the channel mask's query

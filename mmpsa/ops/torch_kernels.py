@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from .algebra import channel_mask, matrix, spatial_query, value_map
+from .algebra import channel_mask, matrix, spatial_query, value_map_logits
 from .spec import Spec, Weights
 
 
@@ -65,9 +65,9 @@ def _pool(x, weights):
 
 
 def _spatial_logits(x, mean, channel, weights, spec):
-    """What the spatial mask is the sigmoid of, N×P."""
+    """The input of the spatial mask's sigmoid, N×P."""
     if spec.has_value_map:
-        return value_map(x, mean, channel, weights)
+        return value_map_logits(x, mean, channel, weights)
     is_sequential = spec.layout == 'sequential'
     query = spatial_query(
         mean * channel if is_sequential else mean, weights, spec

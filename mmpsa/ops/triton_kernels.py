@@ -63,8 +63,8 @@ _EPS = tl.constexpr(1e-5)  # of LayerNorm
 class _Plan(NamedTuple):
     """How the positions of N images are dealt out to programs."""
 
-    splits: int  # programs an image
-    span: int  # positions a program
+    splits: int  # programs per image
+    span: int  # positions per program
     height: int  # channels at a time, all of them, as a power of two
     width: int  # positions at a time, a power of two
     warps: int
@@ -151,7 +151,7 @@ def _wide(weights, spec):
 
 
 def _logits(maps, spec):
-    """The attention's, the spatial mask's; None where there is no mask."""
+    """The logits of attention and of the spatial mask; None if not there."""
     return (
         maps[0] if spec.has_channel else None,
         maps[-1] if spec.has_spatial else None,
@@ -282,7 +282,10 @@ def _store(x, xn, xc, xp, image, c, p, inside, value):
 def _spatial_mask(
     logits, p, inside, scalars, mask_scale, OFFICIAL: tl.constexpr
 ):
-    """The mask, and the softmax of the logits where that is what gates."""
+    """Return the spatial mask and the input of its sigmoid.
+
+    This input is the logits, or their softmax if OFFICIAL.
+    """
     a = tl.load(logits + p, mask=inside, other=0.0)
     if OFFICIAL:
         peak = tl.load(scalars + _FOCUS_PEAK)
@@ -312,9 +315,11 @@ def _pool_kernel(
     WIDTH: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
-    """Logits, and of each span the sums by attention, with online softmax.
+    """Pool each span of X by attention, with online softmax.
 
-    Without a query, the plain sums alone.
+    Stores the logits and, for each span, the attended sum of X, the plain
+    sum of X, the peak of the logits and the sum of the softmax's weights.
+    Without a query, it stores only the plain sum.
     """
     image, start, stop = _span(positions, splits, span)
     c = tl.arange(0, HEIGHT).to(OFFSET)
@@ -360,7 +365,7 @@ def _pool_kernel(
 
 @triton.jit
 def _shares(peaks, factor, splits, SPLITS: tl.constexpr):
-    """What each span of an image counts for; the peak and their sum."""
+    """Return the peak of an image's logits and the sum of their weights."""
     s = tl.arange(0, SPLITS)
     exists = s < splits
     peak = tl.load(peaks + s * 2, mask=exists, other=float('-inf'))
@@ -383,7 +388,7 @@ def _combined(parts, stride, channels, splits, HEIGHT: tl.constexpr):
 def _attended(
     sums, peaks, top, factor, channels, splits, HEIGHT: tl.constexpr
 ):
-    """The same of sums by attention, each with its share."""
+    """Sum the attended vectors of all spans, each weighted by its share."""
     c = tl.arange(0, HEIGHT)
     total = tl.zeros((HEIGHT,), tl.float32)
     for s in range(0, splits):
@@ -399,7 +404,10 @@ def _attended(
 def _multiply(
     w, bias, x, y, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """y = W x + b; what x was stored by is done, and y is when it returns."""
+    """y = W x + b, between two barriers.
+
+    All threads have stored x before it is read, and y before this returns.
+    """
     tl.debug_barrier()
     for first in range(0, rows, ROWS):
         k = first + tl.arange(0, ROWS)
@@ -424,7 +432,7 @@ def _multiply(
 def _multiply_transposed(
     w, x, y, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """y = Wᵀ x, likewise."""
+    """y = Wᵀ x, between two barriers as in ``_multiply``."""
     tl.debug_barrier()
     for start in range(0, columns, COLUMNS):
         j = start + tl.arange(0, COLUMNS)
@@ -476,7 +484,7 @@ def _vectors_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """From what was pooled of an image to what gates it."""
+    """Compute an image's channel mask and spatial query from pooled X."""
     image = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, HEIGHT)
     valid = c < channels
@@ -484,7 +492,7 @@ def _vectors_kernel(
     scalars = v + _SLOTS * channels
     sums += image * splits * 2 * channels
     peaks += image * splits * 2
-    # What a layout has not is zero.
+    # Slots that the layout does not use are zero.
     for slot in range(0, _SLOTS):
         tl.store(v + slot * channels + c, 0.0, mask=valid)
     tl.store(scalars + tl.arange(0, 8), 0.0)
@@ -567,7 +575,7 @@ def _focus_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """What the softmax of the spatial logits pools, and is normalised by."""
+    """Pool X by the softmax of the spatial logits; keep its peak and sum."""
     image = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, HEIGHT)
     v = vectors + image * (_SLOTS * channels + 8)
@@ -676,7 +684,12 @@ def _gate_backward_kernel(
     WIDTH: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
-    """Gradients of the masks and, of each span, of vectors."""
+    """The gradient of the spatial logits, at each position.
+
+    If OFFICIAL, without the term that the softmax's gradient subtracts. And
+    for each span, its part of the gradients of the channel mask, the spatial
+    query and its bias.
+    """
     image, start, stop = _span(positions, splits, span)
     c = tl.arange(0, HEIGHT).to(OFFSET)
     valid = c < channels
@@ -745,7 +758,7 @@ def _vectors_backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """From the gradients of what gates to those of what was pooled."""
+    """Backward of ``_vectors_kernel``."""
     image = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, HEIGHT)
     valid = c < channels
@@ -769,8 +782,8 @@ def _vectors_backward_kernel(
         mean = tl.load(v + _MEAN * channels + c, mask=valid, other=0.0)
         gated = mean
         if OFFICIAL:
-            # What the softmax takes off was not known before the last
-            # position.
+            # The softmax's gradient subtracts dbias * focus. dbias is a sum
+            # over all positions, so it is known only here.
             focus = tl.load(v + _FOCUS * channels + c, mask=valid, other=0.0)
             dquery -= dbias * focus
         if SEQUENTIAL:
@@ -1002,7 +1015,10 @@ def _weights_backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The gradients of the weights, one or a few for each second index."""
+    """The gradients of the weights.
+
+    The second program index selects which of them a program computes.
+    """
     v, vn = vectors, _SLOTS * channels + 8
     d, dn = gradients, _D_SLOTS * channels + 2
     which = tl.program_id(1)
@@ -1020,7 +1036,7 @@ def _weights_backward_kernel(
         if which == 2:
             _sum(parts, channels, ch_wq, images * splits, channels, COLUMNS)
             if not OFFICIAL:
-                # The softmax does not change when all logits do.
+                # The bias shifts all logits alike, so the softmax stays.
                 tl.store(ch_bq, 0.0)
         if not OFFICIAL:
             if which == 3:

@@ -29,8 +29,9 @@ def input_of(module: str) -> Anchor:
 POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 # No module reads all of the position; the block has upstream's own plugins.
 NATIVE = None
-# After the last convolution and its norm comes the addition of the residual,
-# before the other convolutions comes whatever reads their ReLU.
+# The last position is the output of the last norm, before the residual is
+# added. The other positions are the input of the next convolution: the block
+# calls one ReLU several times, so they cannot be the output of the ReLU.
 _BASIC_BLOCK = {
     'after_conv1': Anchor('conv2', False, 'conv1.out_channels'),
     'after_conv2': Anchor('norm2', True, 'conv2.out_channels'),
@@ -95,8 +96,8 @@ _STDC = {
     'after_conv1': Anchor('layers.0', width='layers.1.in_channels'),
 }
 _UNET = _outputs('convs.0', 'convs.1', 'convs.2')
-# By the class that defines the block's forward: subclasses that keep it are
-# served, subclasses that read their layers in another order are not.
+# By the class that defines the block's forward. Subclasses without a forward
+# of their own have the same positions; other subclasses need their own line.
 _BLOCKS = {
     'mmdet.models.backbones.darknet.ResBlock': _TWO_MODULES,
     'mmdet.models.backbones.efficientnet.EdgeResidual': _TWO_MODULES,

@@ -10,6 +10,8 @@ from mmengine.logging import print_log
 def protect_initialisation(root, layers):
     """Let plugins keep their own initialisation in ``init_weights``.
 
+    If ``root`` has been initialised already, this initialises the plugins.
+
     Args:
         root (nn.Module): The module that has the plugins.
         layers (list[nn.Module]): The plugins.
@@ -89,7 +91,7 @@ def _record(layer):
 
 
 def _nothing(root):
-    """A module without ``init_weights``."""
+    """Stands in for the ``init_weights`` of a module that has none."""
 
 
 def report_missing_weights(root, layers):
@@ -137,7 +139,7 @@ class MissingWeights:
             f'this {type(self.root).__name__} (the first is {missing[0]}): '
             'they start from their own initialisation, '
             + (
-                'as the identity: the network computes what it did'
+                'as the identity: the network computes the same as before'
                 if identities
                 else 'which is not the identity: the network computes '
                 'something else than the one that was saved, until it is '

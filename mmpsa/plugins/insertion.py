@@ -93,6 +93,7 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
             the backbone or a stage lacks the position, if a pattern matches
             nothing, if a width is not known, if a name is taken, or if a
             plugin cannot be built. The module is unchanged then.
+        ImportError: If mmcv, which builds the plugins, is not installed.
     """
     if isinstance(module, BaseModel):
         raise PluginsError(
@@ -260,11 +261,11 @@ def _log(module, entries, added):
         ]
         if stuck:
             print_log(
-                f'{entry.where}: {len(stuck)} of them stand in frozen stages '
-                f'of {title} (the first is {stuck[0]}) and change what these '
-                'compute, but will not be trained: leave these stages out, '
-                'start the plugins as the identity, or load a checkpoint that '
-                'has weights for them',
+                f'{entry.where}: {len(stuck)} of these plugins are in frozen '
+                f'modules of {title} (the first is {stuck[0]}). They change '
+                'the output of these modules, but are not trained. Leave '
+                'these modules out, start the plugins as the identity, or '
+                'load a checkpoint that has weights for the plugins',
                 logger='current',
                 level=logging.WARNING,
             )

@@ -59,7 +59,7 @@ def find_widths(
     first = next(convs, None)
     channels = dict.fromkeys((3, first.in_channels if first else 3))
     sizes = [((size, size), (2 * size, 2 * size)) for size in _SIZES]
-    # some run at theirs alone, and most of those at ImageNet's
+    # Some backbones run at one size alone; for most of them it is 224.
     sizes.append([to_2tuple(getattr(backbone, 'img_size', 224))] * 2)
     like = next(backbone.parameters(), torch.empty(0))
     devices = [like.device] if like.device.type == 'cuda' else []

@@ -99,9 +99,9 @@ class BlockSite(Site):
 class MapSite(Site):
     """A map that a stage, or the backbone (``name`` is ''), returns.
 
-    The plugins of a stage are children of its last module. If that is a
-    Sequential, which would run them, they are children of the last module in
-    it.
+    The plugins of a stage are children of its last module. A Sequential would
+    run its children, so inside a Sequential they are children of its last
+    module that is not a single layer.
     """
 
     def __init__(
@@ -153,10 +153,10 @@ class MapSite(Site):
 class ModuleSite(Site):
     """The output of a module that an entry names.
 
-    The plugin is a child of that module, with two exceptions: a container
-    would run the plugin, and a runner may replace a single layer, and the
-    plugin with it. After these, the plugin is in the nearest module around
-    them that is neither. There, ``after_module`` has it under their name.
+    The plugin is a child of that module. There are two exceptions: a container
+    would run the plugin, and a runner may replace a single layer together with
+    the plugin. For these two, the plugin is in the nearest outer module that
+    is neither: in its ``after_module``, under the name of the named module.
     """
 
     def __init__(self, root: nn.Module, name: str, in_channels: int):
@@ -170,14 +170,15 @@ class ModuleSite(Site):
             around.append(host)
         if is_container(host):
             raise ValueError(
-                f'around {name} there are containers alone, and these would '
-                'run the plugin as a child; name a module inside another one'
+                f'{name} is only inside containers, which would run the '
+                'plugin as a child; name a module inside a module that is no '
+                'container'
             )
         self._host, self._module = host, inner
         self._names = (AFTER_MODULE, *inner) if inner else ()
         self.path = '.'.join((*outer, *self._names))
-        # The layer itself may be a frozen norm in a block that is not, or
-        # have no parameters.
+        # Not the single layer itself: a norm may be frozen in a block that is
+        # not frozen, and an activation has no parameters.
         self.like = around[_is_single(around[0])]
 
     @property
@@ -409,7 +410,7 @@ class Sites:
 
     def _named(self, entry) -> List[Site]:
         modules = dict(named_modules(self._root))
-        names = {}  # by the module, for it may have several
+        names = {}  # one name per module: a module may have several
         for pattern in entry.patterns:
             matching = re.compile(_to_regex(pattern)).fullmatch
             matched = [name for name in modules if matching(name)]
@@ -454,7 +455,7 @@ class Sites:
         return given or self._probed(entry, name)
 
     def _probed(self, entry, name):
-        """… or by a run."""
+        """The width of a module's output, found by running the network."""
         remedy = (
             'give it inside cfg: '
             f'cfg=dict(type={entry.cfg["type"]!r}, in_channels=64)'

@@ -37,7 +37,12 @@ def find_stages(backbone: nn.Module) -> List[List[str]]:
 
 
 def stage_of(module: nn.Module, name: str) -> Tuple[str, int]:
-    """The stage of ``module``, or of a network inside it, with a submodule.
+    """Find the stage that has a submodule.
+
+    Args:
+        module (nn.Module): A network. The stage is one of its stages, or one
+            of a network inside it.
+        name (str): The dotted name of the submodule in ``module``.
 
     Returns:
         tuple[str, int]: The name of the network that has the stage, and the

@@ -37,8 +37,10 @@ def validate(plugins) -> List[Entry]:
     """Check ``plugins`` and return its entries.
 
     Raises:
-        TypeError: If ``plugins`` or a value in it has the wrong type.
-        PluginsError: If an entry has an unknown, missing or malformed key.
+        TypeError: If ``plugins``, an entry, its ``cfg``, or the ``type`` or
+            ``_scope_`` in it is of the wrong type.
+        PluginsError: If a key of an entry is unknown or missing, or its value
+            is not allowed.
     """
     if not isinstance(plugins, (list, tuple)):
         raise TypeError(
@@ -142,9 +144,9 @@ def _patterns(where, modules) -> Tuple[str, ...]:
             for part in pattern.split('.')
         ):
             raise PluginsError(
-                f'{where} has the malformed pattern {pattern!r}: names '
-                'separated by single dots, in which * and ? stand for '
-                'characters other than dots, ** for any, [12] for one of '
-                'these'
+                f'{where} has the malformed pattern {pattern!r}: write names '
+                'separated by single dots; * stands for any characters but '
+                'dots, ? for one of them, ** for any characters, [12] for 1 '
+                'or 2'
             )
     return tuple(patterns)

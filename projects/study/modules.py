@@ -111,8 +111,8 @@ class FastOnCPUHook(Hook):
 def fast_on_cpu(model):
     """Convert a model, in place, to what a CPU is fast in.
 
-    Weights, and so activations, in channels_last; depthwise convolutions in
-    float32, as oneDNN's backward pass takes several times as long in bfloat16.
+    Weights, and so activations, in channels_last. Convolutions in groups in
+    float32: oneDNN's backward takes several times as long in bfloat16.
     """
     model.to(memory_format=torch.channels_last)
     for module in model.modules():

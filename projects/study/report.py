@@ -252,26 +252,28 @@ def mean_curve(task, arm):
 
 def comparison_table(task):
     """Arms by seeds, with paired differences; gaps where a run misses."""
+    arms, seeds, se = (*COMPARED, USUAL_START), SEEDS, 'se_pyramid'
+    if task in SCRATCH_TASKS:
+        arms, seeds, se = TASKS[task].arms, SCRATCH_SEEDS, None
     rows = []
-    for arm in (*COMPARED, USUAL_START):
-        found = scores(task, arm, SEEDS)
+    for arm in arms:
+        found = scores(task, arm, seeds)
         if not found:
             continue
-        row = [arm, *(f'{found[x]:.1f}' if x in found else '' for x in SEEDS)]
+        row = [arm, *(f'{found[x]:.1f}' if x in found else '' for x in seeds)]
         row.append(spread([*found.values()]))
         row.append('' if arm == 'none' else gain(paired(task, arm)))
-        row.append(
-            gain(paired(task, arm, 'se_pyramid')) if 'psa' in arm else ''
-        )
+        if se:
+            over = '' if arm in ('none', se) else gain(paired(task, arm, se))
+            row.append(over)
         row += [
-            spread([*scores(task, arm, SEEDS, metric).values()])
+            spread([*scores(task, arm, seeds, metric).values()])
             for metric in (1, 2)
         ]
         rows.append(row)
     names = metrics_of(task)
-    seeds = (f'seed {seed}' for seed in SEEDS)
-    head = ['arm', *seeds, names[0], 'over none', 'over SE', *names[1:]]
-    return table(head, rows)
+    head = ['arm', *(f'seed {seed}' for seed in seeds), names[0], 'over none']
+    return table([*head, *(['over SE'] if se else []), *names[1:]], rows)
 
 
 def less_data_table():
@@ -294,27 +296,6 @@ def missing():
     if len(done) == len(runs):
         return f'All {len(runs)} runs of the plan are done.'
     return f'{len(done)} of the {len(runs)} runs of the plan are done.'
-
-
-def scratch_table(task):
-    """The comparison from scratch: every arm that has a run of each seed."""
-    rows = []
-    for arm in TASKS[task].arms:
-        values = [*scores(task, arm, SCRATCH_SEEDS).values()]
-        if len(values) < len(SCRATCH_SEEDS):
-            continue
-        over = gain(paired(task, arm, seeds=SCRATCH_SEEDS))
-        row = [arm, *(f'{x:.1f}' for x in values), spread(values)]
-        row += ['' if arm == 'none' else over]
-        row += [
-            spread([*scores(task, arm, SCRATCH_SEEDS, metric).values()])
-            for metric in (1, 2)
-        ]
-        rows.append(row)
-    names = metrics_of(task)
-    seeds = (f'seed {seed}' for seed in SCRATCH_SEEDS)
-    head = ['arm', *seeds, names[0], 'over none', *names[1:]]
-    return table(head, rows)
 
 
 def scratch_findings():
@@ -494,7 +475,7 @@ def study_tables():
     arms = TASKS['pose'].arms
     found['scratch: search'] = search_table(('pose', 'seg'), arms)
     for task in SCRATCH_TASKS:
-        found[f'{task}: comparison'] = scratch_table(task)
+        found[f'{task}: comparison'] = comparison_table(task)
     found['scratch: findings'] = scratch_findings()
     return found
 

@@ -129,8 +129,9 @@ class Task(NamedTuple):
         config (str): The shipped config of the baseline.
         arms (dict): Plugins by arm.
         parts (dict): Where the config has the parts of the model.
-        length (float): Of the recipe's iterations.
-        share (float): Of the training data, spread evenly over it.
+        length (float): The part of the recipe's iterations that are run.
+        share (float): The part of the training data that is used, spread
+            evenly over all of it.
     """
 
     config: str

@@ -55,6 +55,11 @@ def test_unknown_backend_is_refused(monkeypatch):
     monkeypatch.setenv('MMPSA_BACKEND', 'cuda')
     with pytest.raises(ValueError, match=f'^MMPSA_BACKEND {allowed}'):
         PSA(4)
+    block = PSA(4, backend='torch')
+    with pytest.raises(ValueError, match=f'^backend {allowed}'):
+        operator.polarized_self_attention(
+            images(4), block.weights, block.spec, 'cuda'
+        )
 
 
 @pytest.mark.parametrize('variant, layout', KINDS)

@@ -16,7 +16,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from mmpsa import PolarizedSelfAttention
-from mmpsa.ops import backends
+from mmpsa.ops import backends, polarized_self_attention
 from mmpsa.psa import LAYOUTS
 
 pytestmark = pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')
@@ -281,9 +281,14 @@ def test_refused_dtype(backend, dtype):
 @pytest.mark.parametrize('shape', [(2, 8, 4), (2, 7, 4, 4), (8, 4, 4)])
 def test_refused_shape(backend, shape):
     block, device = make(backend, 'paper', 'parallel', 8)
-    for call in (block, block.masks):
+    x = torch.zeros(shape, device=device)
+    for call in (
+        lambda: block(x),
+        lambda: block.masks(x),
+        lambda: polarized_self_attention(x, block.weights, block.spec),
+    ):
         with pytest.raises(ValueError, match='x must be N×8×H×W, got'):
-            call(torch.zeros(shape, device=device))
+            call()
 
 
 @pytest.mark.parametrize('layout', LAYOUTS['paper'])

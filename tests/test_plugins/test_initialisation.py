@@ -251,7 +251,7 @@ def test_warns_of_frozen_plugins(codebase, plugin, warned, messages):
     warnings = [m for level, m in messages if level == logging.WARNING]
     assert len(warnings) == warned
     if warned:
-        assert '2 of them stand in frozen stages of ResNet' in warnings[0]
+        assert '2 of these plugins are in frozen modules' in warnings[0]
         assert 'layer1.0.psa' in warnings[0]
 
 

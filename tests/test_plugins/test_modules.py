@@ -432,7 +432,7 @@ def test_lists_are_never_called():
 
 def test_a_root_that_runs_its_children():
     root = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU()))
-    with pytest.raises(ValueError, match='around 0 there are containers al'):
+    with pytest.raises(ValueError, match='0 is only inside containers'):
         insert_plugins(root, [probe('0')])
 
 

@@ -86,7 +86,9 @@ def main():
     """Convert the folder named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('source', type=Path, help='folder of the download')
-    parser.add_argument('target', type=Path, help='data/camvid')
+    parser.add_argument(
+        'target', type=Path, help='folder to write to: data/camvid'
+    )
     args = parser.parse_args()
     print(convert(args.source, args.target))
 

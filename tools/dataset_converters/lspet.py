@@ -141,7 +141,9 @@ def convert(source, target):
         number = int(path.stem[2:])
         if not 1 <= number <= len(joints):
             raise ValueError(
-                f'{path} has no joints: joints.mat is for 1 to {len(joints)}'
+                f'{path} has no joints: joints.mat has those of pictures 1 '
+                f'to {len(joints)}; remove the picture, or use the joints.mat '
+                'of the same download'
             )
         image = cv2.imread(str(path))
         if image is None:

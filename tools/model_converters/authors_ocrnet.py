@@ -20,8 +20,8 @@ from mmpsa.checkpoints import CheckpointError
 
 _CONTEXT = 'ocr.ocr_distri_head.object_context_block'
 _OUR_CONTEXT = 'decode_head.1.object_context_block'
-# Whole components of the path, ours by theirs. Their norm and ReLU are one
-# Sequential after the convolution; ours stand in a ConvModule with it.
+# Our paths by theirs, in whole components. They put the norm and the ReLU into
+# a Sequential after the convolution; mmseg puts all three into a ConvModule.
 NAMES = {
     'backbone': 'backbone',
     'ocr.conv3x3_ocr.0.weight': 'decode_head.1.bottleneck.conv.weight',
@@ -45,7 +45,8 @@ NAMES = {
     'ocr.aux_head.1.0': 'decode_head.0.convs.0.bn',
     'ocr.aux_head.2': 'decode_head.0.conv_seg',
 }
-# The parameters of what ours are: each is there, or the head is not whole.
+# The parameters of each kind of layer. If the checkpoint lacks one, its head
+# is incomplete.
 PARAMETERS = {
     'conv': ('weight',),
     'conv_seg': ('weight', 'bias'),

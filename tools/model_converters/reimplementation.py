@@ -2,8 +2,8 @@
 
 The block of https://github.com/xmu-xiaoma666/External-Attention-pytorch
 computes the paper's equations with the parameters of ``variant='paper'``
-(``ch_wv``, ``sp_wq``, …). What differs is the attribute that the block is of
-its parent, which ``plugins=`` calls ``psa``::
+(``ch_wv``, ``sp_wq``, …). Only the block's attribute name in its parent module
+may differ: ``plugins=`` calls it ``psa``::
 
     mim run mmpsa reimplementation THEIRS.pth OUT.pth [CONFIG] \
         [--name psa]
@@ -42,9 +42,9 @@ def convert(weights, name='psa'):
             plugin's postfix. Default: ``'psa'``.
 
     Returns:
-        tuple[dict[str, Tensor], dict[str, str], dict[str, str]]: All
-        weights; the new by the old path of each block converted; the reason
-        by the path of each that is not, whose weights keep their names.
+        tuple[dict[str, Tensor], dict[str, str], dict[str, str]]: All weights;
+        the new path of each converted block, by its old path; the reason why
+        a block is not converted, by its path. Such a block keeps its names.
 
     Raises:
         CheckpointError: If a block is of the authors' code, or none is the

@@ -26,7 +26,7 @@ INCOMPATIBLE = (
 
 
 def run(main):
-    """Run a converter; what it refuses ends it with the reason alone."""
+    """Run a converter. If it refuses its input, exit with the reason only."""
     try:
         main()
     except (CheckpointError, FileNotFoundError, IsADirectoryError) as error:
@@ -57,7 +57,8 @@ def read(path):
             f'{path} must hold tensors by name, at its top or under the key '
             f"'state_dict'; it has the keys {list(checkpoint)}"
         )
-    # In place, for it has the versions of modules that loaders ask for.
+    # In place, so that the state dict keeps _metadata: the module versions,
+    # which loaders ask for.
     consume_prefix_in_state_dict_if_present(state_dict, 'module.')
     others = [k for k, v in state_dict.items() if not isinstance(v, Tensor)]
     for key in others:

@@ -1,13 +1,13 @@
 // The CPU kernels of mmpsa::psa and mmpsa::psa_backward: each a whole
 // direction in one call.
 //
-// X and its gradients are float32 or bfloat16, NCHW or channels_last. A tile
-// of X, all channels of some positions, fits into a core's cache, so that what
-// sums over channels and what uses that sum read memory once. Spans of an
-// image's positions are dealt out to threads; what sums over positions is put
-// together afterwards. Whatever is not of X's size is float32.
+// X, Y and their gradients are float32 or bfloat16, NCHW or channels_last.
+// Everything else is float32. A tile of X has all channels of some positions
+// and fits into a core's cache. So a sum over channels and the code that uses
+// the sum read X from memory once. Each thread takes spans of an image's
+// positions. Sums over positions are made per span and added up afterwards.
 //
-// The equations are those of mmpsa/ops/algebra.py, its names too.
+// The equations and the names are those of mmpsa/ops/algebra.py.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -33,7 +33,7 @@ constexpr int64_t kLeastWork = 16 * 1024;  // elements that are worth a thread
 constexpr float kLarge = 1125899906842624.f;  // 2^50, as in algebra.py
 constexpr float kEps = 1e-5f;  // of LayerNorm
 
-// What is computed besides the weights.
+// What a block computes, without its weights: mmpsa.ops.Spec.
 struct Spec {
   bool official, has_channel, has_spatial, sequential;
   float mask_scale;
@@ -449,7 +449,7 @@ float dot(const float* a, const float* b, int64_t count) {
   return sum;
 }
 
-// From what was pooled to what gates.
+// Computes the channel masks and the spatial queries from the pooled vectors.
 void vectors_of(
     const Plan& plan,
     const Spec& spec,
@@ -518,8 +518,8 @@ void vectors_of(
   }
 }
 
-// masks = the spatial mask of some positions; a = the softmax of their logits
-// where that is what the sigmoid is taken of.
+// masks = the spatial mask of some positions. In the official variant, a = the
+// softmax of their logits, and the sigmoid reads a. Otherwise, a is not used.
 void spatial_masks(
     const Spec& spec,
     const Records& records,
@@ -631,7 +631,8 @@ struct Gradients {
         bias(plan.images), offset(plan.images) {}
 };
 
-// Of the gates: those of the channel mask, of the query and of the logits.
+// Backward of the gates: the gradients of the channel mask, of the spatial
+// query, of its bias and of the spatial logits.
 template <class T>
 void gate_backward(
     const Plan& plan,
@@ -686,15 +687,17 @@ void gate_backward(
       to.bias[n] += parts[(s + 1) * size - 1];
     }
     if (!spec.official) continue;
-    // What the softmax takes off was not known before the last position. The
-    // query was divided by the scale, the logits are multiplied by it.
+    // The softmax's gradient subtracts bias * focus. The bias is a sum over
+    // all positions, so it is known only here. The query was divided by the
+    // scale and the logits are multiplied by it: the two cancel here.
     for (int64_t c = 0; c < plan.channels; ++c) {
       to.query[n][c] -= to.bias[n] * records[kFocus][n][c];
     }
   }
 }
 
-// From the gradients of what gates to those of what was pooled.
+// Backward of vectors_of. Also writes the gradients of all weights but those
+// of the attention's query.
 void vectors_backward(
     const Plan& plan,
     const Spec& spec,
@@ -890,7 +893,7 @@ void backward(
   input_backward(
       plan, spec, weights, maps, gradients, records, logits, dlogits.data(),
       vectors, Maps<T>(dx), dweights[kChWq]);
-  // The softmax does not change when all logits do.
+  // The bias shifts all logits alike, so the softmax does not change.
   if (dweights[kChBq]) *dweights[kChBq] = 0;
 }
 
@@ -913,7 +916,7 @@ std::tuple<Tensor, Tensor, Tensor> psa(
   Tensor y = at::empty_like(x);
   Tensor maps = at::empty(
       {spec.has_channel + spec.has_spatial, images, positions}, wide);
-  // what a layout has not is zero
+  // Slots that the layout does not use are zero.
   Tensor vectors = at::zeros({images, Records::size(x.size(1))}, wide);
   const Weights all(spec, weights);
   (x.scalar_type() == at::kFloat ? forward<float> : forward<BFloat16>)(

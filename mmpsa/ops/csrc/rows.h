@@ -48,8 +48,9 @@ inline void narrow(float x, BFloat16& to) {
   to = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
 }
 
-// e^x to 2 units in the last place, in a form that compilers vectorise: 2^n e^r
-// with |r| <= ln 2 / 2. NaN stays NaN; what float32 cannot hold is its edge.
+// e^x to 2 units in the last place, in a form that compilers vectorise:
+// 2^n e^r with |r| <= ln 2 / 2. NaN stays NaN. x is clamped to [-87.3, 88.3],
+// so that the result is a normal float32.
 inline float exponential(float x) {
   x = x < -87.3f ? -87.3f : x;
   x = x > 88.3f ? 88.3f : x;
@@ -119,9 +120,9 @@ struct Sums {
   float* row_totals = nullptr;   // += Σ_j v_ij
 };
 
-// `reduce` for rows i to i + Count - 1 at once: one by one, a sum over a row
-// would wait for itself, and sums over rows would be read and written as often
-// as there are rows.
+// `reduce` for rows i to i + Count - 1 at once. With one row at a time, each
+// addition along a row would wait for the one before, and each row would read
+// and write the sums of all columns again.
 template <int Count, int Columns, int Across, bool Product, class T>
 inline ALWAYS_INLINE void reduce_rows(
     const Rows<T>& x, const Rows<T>& g, const Sums& sums, int64_t i) {
@@ -164,8 +165,8 @@ inline ALWAYS_INLINE void reduce_rows(
   }
 }
 
-// Of v = x, or x g: sums over rows (Columns of them: weighted, plain), and
-// along each row (Across of them).
+// Sums of v = x, or of v = x g if Product. Columns: how many sums over rows, 1
+// for the weighted one, 2 for the plain one too. Across: the same along a row.
 template <int Columns, int Across, bool Product, class T>
 FOR_EACH_TARGET void reduce(
     const Rows<T>& x, const Rows<T>& g, const Sums& sums) {
