@@ -35,7 +35,7 @@ def line(row):
 
 
 def table(rows, cell):
-    """A line a case, a column a contender.
+    """A line for each case, a column for each contender.
 
     Args:
         rows (list[dict]): The rows of a part, dtype and mode.

@@ -114,7 +114,7 @@ def seconds_per_iteration(scalars):
     """Median of the training iterations' times in a scalars.json.
 
     Args:
-        scalars (str): its text, one JSON object a line; lines of training
+        scalars (str): its text, one JSON object per line; lines of training
             have a loss.
 
     Returns:
@@ -125,7 +125,7 @@ def seconds_per_iteration(scalars):
 
 
 def print_table(models):
-    """One row a run."""
+    """One row per run."""
     from mmpsa.complexity import complexity_of
 
     row = '{:<20}{:>14}{:>12}{:>9}{:>10}'.format
@@ -190,7 +190,7 @@ def draw_parts(axes, models, index):
 
 
 def draw(models):
-    """Pictures, ground truth, predictions and masks: one row a picture."""
+    """Pictures, ground truth, predictions and masks: one row per picture."""
     from mmpsa.visualization import record_masks
 
     count = len(PICTURES)

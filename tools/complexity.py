@@ -63,7 +63,7 @@ def row_of(name, cfg):
 
 
 def main():
-    """Print a Markdown table with one row a config."""
+    """Print a Markdown table with one row per config."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'configs', nargs='+', type=config_file, metavar='CONFIG'

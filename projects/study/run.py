@@ -69,7 +69,7 @@ def main():
     """Train what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        '--jobs', type=int, default=1, help='runs at a time, a core each'
+        '--jobs', type=int, default=1, help='runs at a time; each takes a core'
     )
     parser.add_argument(
         '--only', default='', help='runs whose name has this in it'

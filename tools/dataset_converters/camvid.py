@@ -51,7 +51,7 @@ def convert(source, target):
         target (Path): folder to write to, made if need be.
 
     Returns:
-        dict: number of pictures a split.
+        dict: number of pictures of each split.
 
     Raises:
         FileNotFoundError: a folder has no pictures, a picture no labels.

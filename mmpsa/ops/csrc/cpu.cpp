@@ -322,7 +322,7 @@ struct Plan {
         });
   }
 
-  // to_n = Σ of the parts of image n, from rows of `stride` numbers a part
+  // to_n = Σ of the parts of image n, from rows of `stride` numbers per part
   void combine(const float* parts, int64_t stride, float* to, int64_t image)
       const {
     std::fill_n(to, channels, 0);
