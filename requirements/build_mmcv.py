@@ -112,9 +112,9 @@ def main():
     ]
     if missing:
         stop(
-            f'{sys.executable} must have {", ".join(missing)}, but does not; '
-            'install torch for your machine, and the rest by: pip install '
-            "'setuptools<81' wheel ninja"
+            f'{sys.executable} lacks {", ".join(missing)}; install torch for '
+            "your machine, and the rest by: pip install 'setuptools<81' wheel "
+            'ninja'
         )
     import torch
 
