@@ -296,6 +296,7 @@ def test_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypatch):
     assert '| 50.0 | 100 %, 5.0 min | 100 %, 6.0 ' in report.reach_table()
     report.COSTS.write_text('{}')
     assert '| 50.0 | 100 % | 100 % |' in report.reach_table()
+    assert 'time' not in report.gains_table('over none', 'figures', 'time')
 
 
 def test_places_are_ranked_by_the_sum_of_both_tasks(tmp_path, monkeypatch):

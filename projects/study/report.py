@@ -183,12 +183,9 @@ def summary_table():
 
 def gains_table(head, figures, cost):
     """What each block adds to no attention, for a README."""
-    costs = json.loads(COSTS.read_text())
+    costs = [found for found in map(costs_of, MAIN) if found]
     ratios = [
-        [
-            costs[task][arm]['train'] / costs[task]['none']['train']
-            for task in costs
-        ]
+        [found[arm]['train'] / found['none']['train'] for found in costs]
         for arm in COMPARED[1:]
     ]
     rows = [
@@ -198,7 +195,8 @@ def gains_table(head, figures, cost):
         ]
         for task, metric in zip(MAIN, ('PCK@0.1', 'mIoU', 'mIoU'))
     ]
-    rows.append([cost, *(f'{min(x):.2f} to {max(x):.2f}' for x in ratios)])
+    if costs:
+        rows.append([cost, *(f'{min(x):.2f} to {max(x):.2f}' for x in ratios)])
     return table([head, 'SE', 'PSA(p)', 'PSA(s)'], rows)
 
 
@@ -377,9 +375,14 @@ def places():
     )
 
 
+def costs_of(task):
+    """What ``cost.py`` measured, by arm, or None."""
+    return json.loads(COSTS.read_text()).get(task)
+
+
 def cost_table(task):
     """What an arm costs, from ``cost.py``."""
-    costs = json.loads(COSTS.read_text()).get(task)
+    costs = costs_of(task)
     if not costs:
         return 'Not measured yet.'
     base = costs['none']
@@ -406,7 +409,7 @@ def cost_table(task):
 
 def minutes_of(task, arm, steps):
     """What training to each step takes, or None: not measured yet."""
-    costs = json.loads(COSTS.read_text()).get(task)
+    costs = costs_of(task)
     if not costs:
         return None
     iterations = ITERATIONS_PER_EPOCH if is_pose(task) else 1
