@@ -315,6 +315,26 @@ def test_places_are_ranked_by_the_sum_of_both_tasks(tmp_path, monkeypatch):
     assert 'psa-p_head +1.2, psa-p_late -0.5.' in text
 
 
+def test_findings_are_intervals_on_one_side_of_0(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, 'LOGS', tmp_path)
+    figures = {
+        'none': (30.0, 31.0, 32.0),
+        'se': (31.0, 32.1, 33.0),
+        'psa-p': (29.0, 30.1, 31.0),
+        'psa-s': (31.0, 31.0, 33.0),
+        'psa-ch': (40.0,),
+    }
+    for arm, values in figures.items():
+        for seed, value in enumerate(values):
+            path = tmp_path / f'seg_{arm}_seed{seed}.json'
+            path.write_text(json.dumps(dict(step=1, mIoU=value)))
+    text = ' '.join(report.scratch_findings().split())
+    assert text == (
+        'Of the 3 differences in these tables, these have an interval above '
+        '0: seg se +1.0 (+0.9 to +1.2). Below 0: seg psa-p -1.0 (-1.1 to -0.8).'
+    )
+
+
 @pytest.mark.parametrize('page', ['docs/study.md', *report.READMES])
 def test_page_shows_what_the_logs_say(page):
     page = report.REPO / page

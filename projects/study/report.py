@@ -297,43 +297,26 @@ def missing():
 
 
 def scratch_findings():
-    """What the runs from scratch say."""
-
-    def over(task, arm):
-        return gain(paired(task, arm, seeds=SCRATCH_SEEDS))
-
-    deviations = [
-        statistics.stdev(scores(task, 'none', SCRATCH_SEEDS).values())
-        for task in SCRATCH_TASKS
-    ]
-
-    def short(arm):
-        return over('seg-short', arm)
-
-    text = f"""\
-- **The baseline repeats.** Its standard deviation is at most
-  {max(deviations):.1f} points.
-- **A long training gains nothing clear.** Poses: SE {over('pose', 'se')},
-  PSA(p) {over('pose', 'psa-p')}, PSA(s) {over('pose', 'psa-s')}. Street
-  scenes: SE {over('seg', 'se')}, PSA(p) {over('seg', 'psa-p')}, PSA(s)
-  {over('seg', 'psa-s')}.
-- **A quarter of that training may gain a point**: SE {short('se')}, PSA(p)
-  {short('psa-p')}, PSA(s) {short('psa-s')}.
-- **The usual start** gains less there: PSA(p) {short('psa-p_usual-start')},
-  PSA(s) {short('psa-s_usual-start')}.
-- **The authors' code** gains less there: parallel {short('psa-p-official')},
-  sequential {short('psa-s-official')}.
-- **One mask** gains less there: spatial {short('psa-sp')}, channel
-  {short('psa-ch')}.
-- **The last two stages alone** gain less there: PSA(p)
-  {short('psa-p_stages34')}.
-- **New layers that learn three times as fast** gain more there: PSA(p)
-  {short('psa-p_lr3')}.
-- **The second convolution** gains more than the first in poses: PSA(p)
-  {over('pose', 'psa-p_conv2')}."""
-    return '\n'.join(
-        textwrap.fill(' '.join(point.split()), 80, subsequent_indent='  ')
-        for point in re.split('\n(?=- )', text)
+    """The differences from scratch whose interval is on one side of 0."""
+    gains, losses, count = [], [], 0
+    for task in SCRATCH_TASKS:
+        for arm in TASKS[task].arms:
+            values = paired(task, arm, seeds=SCRATCH_SEEDS)
+            bounds = interval(values)
+            if arm == 'none' or bounds is None:
+                continue
+            count += 1
+            text = f'{task} {arm} {gain(values)}'
+            if bounds[0] > 0:
+                gains.append(text)
+            if bounds[1] < 0:
+                losses.append(text)
+    return textwrap.fill(
+        f'Of the {count} differences in these tables, these have an interval '
+        f'above 0: {", ".join(gains) or "none"}. Below 0: '
+        f'{", ".join(losses) or "none"}.',
+        88,
+        break_on_hyphens=False,
     )
 
 
