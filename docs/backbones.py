@@ -29,7 +29,8 @@ block. [Positions and modules](plugins.md) says what the positions mean.
 |---|---|
 | ✓ | in every stage; `output`: at every map that the backbone returns |
 | stages 2–7 | in these; `stages=` of the entry must leave out the others |
-| – | nowhere; the last column says why |
+| – | nowhere; for `after_stage` and `output` the last column says why |
+| ? | not tried; the last column says why |
 
 - A stage counts if some of its blocks have the position.
 - If no `after_conv…` exists, the backbone has no blocks with such

@@ -108,8 +108,8 @@ class PolarizedSelfAttention(BaseModule):
             )
         if identity_init and variant != 'paper':
             raise ValueError(
-                "identity_init needs variant='paper': the masks of "
-                f'variant={variant!r} cannot start at one'
+                "identity_init needs variant='paper', got "
+                f"{variant!r}: the authors' code has no such start"
             )
         if identity_init and init_cfg is not None:
             raise ValueError(

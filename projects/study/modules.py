@@ -22,7 +22,9 @@ class DoubledSigmoid(nn.Sigmoid):
 
 @MODELS.register_module()
 class SE(SqueezeExcite):
-    """timm's Squeeze-and-Excitation (arXiv:1709.01507) as a plugin, ratio 16.
+    """timm's Squeeze-and-Excitation (arXiv:1709.01507) as a plugin.
+
+    Its defaults: C / 16 hidden channels, in eights, 8 at least.
 
     Args:
         in_channels (int): C of the input, N×C×H×W.

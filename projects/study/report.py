@@ -225,6 +225,8 @@ def reach_table():
         row = [TITLES[task], f'{goal:.1f}']
         for arm, points in curves.items():
             steps = steps_to(goal, points)
+            if steps is None and round(points[-1][1] - goal, 1) == 0:
+                steps = points[-1][0]  # the same figure, as printed
             if steps is None:
                 row.append('not reached')
                 continue
@@ -351,8 +353,8 @@ def places():
     ranking = sorted(sums, key=sums.get, reverse=True)
     text = ', '.join(f'{arm} {signed(sums[arm])}' for arm in ranking)
     return textwrap.fill(
-        'Sums of the differences on LSPET and CamVid, by which the plan '
-        f'decides: {text}.',
+        'The plan decides by these sums of the differences on LSPET and '
+        f'CamVid: {text}.',
         88,
         break_on_hyphens=False,
     )
