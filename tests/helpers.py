@@ -85,7 +85,7 @@ def serve(folder):
 
 @MODELS.register_module()
 class Probe(nn.Module):
-    """``x`` times a parameter; counts its calls and keeps its last input."""
+    """``x`` times a parameter; counts its calls."""
 
     _abbr_ = 'probe'
 
@@ -97,6 +97,10 @@ class Probe(nn.Module):
     def forward(self, x):
         self.calls += 1
         return x * self.weight
+
+
+def probes(module):
+    return [m for m in module.modules() if isinstance(m, Probe)]
 
 
 # float16 on the CPU came later than torch 2.1.

@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import REPO
 
 pytestmark = pytest.mark.slow
-REPO = Path(__file__).parents[1]
 NETWORK = 'configs/quickstart/td-hm_res18-w32_1xb16-5e_figures-64x64.py'
 BLOCKS = {
     'SE',

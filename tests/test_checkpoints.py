@@ -1,16 +1,14 @@
 """The published checkpoints are what their metafiles say."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import load_script
+from helpers import REPO, load_script
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 
-REPO = Path(__file__).parents[1]
 zoo_check = load_script('dev/zoo_check.py')
 MODELS_BY_NAME = {model['Name']: model for model in zoo_check.published()}
 

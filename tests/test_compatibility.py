@@ -241,7 +241,7 @@ def test_block_without_any_codebase():
         'import mmpsa, torch\n'
         'print(mmpsa.PSA(4)(torch.ones(1, 4, 2, 2)).shape)'
     )
-    result = python(code, hidden=('mmpose', 'mmseg', 'mmdet'))
+    result = python(code, hidden=CODEBASES)
     assert 'torch.Size([1, 4, 2, 2])' in result.stdout, result.stderr
 
 

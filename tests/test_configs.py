@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import REPO
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
@@ -14,7 +15,6 @@ from mmengine.structures import PixelData
 
 from mmpsa import PolarizedSelfAttention
 
-REPO = Path(__file__).parents[1]
 ROOT = REPO / 'configs'
 CONFIGS = [
     path.relative_to(ROOT)
@@ -209,5 +209,6 @@ def test_mim_search_lists_the_zoo():
     found = commands.get_model_info('mmpsa', to_dict=True)
     assert set(found) == set(ZOO)
     for name, fields in found.items():
+        assert (REPO / fields['config']).is_file()
         assert fields['flops'] == ZOO[name][1]['Metadata']['FLOPs']
         assert fields['paper'] == 'https://arxiv.org/abs/2107.00782'

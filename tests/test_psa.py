@@ -112,10 +112,9 @@ def test_identity_init(layout, dtype):
     assert torch.equal(block(x), x)
     # It is a start, not a dead end: gradients reach the gates.
     block(x).pow(2).sum().backward()
-    gates = ['ln.bias', 'sp_wv.bias']
-    for name, parameter in block.named_parameters():
-        if name in gates:
-            assert parameter.grad.any()
+    gates = {'ln.bias', 'sp_wv.bias'}
+    found = [p for name, p in block.named_parameters() if name in gates]
+    assert found and all(parameter.grad.any() for parameter in found)
 
 
 @pytest.mark.parametrize('layout', ['sequential', 'channel', 'spatial'])

@@ -121,6 +121,7 @@ def test_pretrained_arm(task, arm, pretrained):
 
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     rates = [group['lr'] for group in wrapper.optimizer.param_groups]
+    assert len(rates) == len(list(model.parameters()))
     mult = dict(lr3=3, **{'lr0.3': 0.3}).get(arm.split('_')[-1], 1)
     for (name, _), rate in zip(model.named_parameters(), rates):
         new = {'psa', 'se', 'eca'} & set(name.split('.'))
@@ -128,14 +129,20 @@ def test_pretrained_arm(task, arm, pretrained):
         assert rate == pytest.approx(2e-3 * expected), name
 
 
-def test_gates_open_and_close():
+@pytest.mark.parametrize(
+    'plugin, last',
+    [(SE(64, identity_init=True), 'fc2.bias'), (ECA(64), 'conv.weight')],
+)
+def test_gates_start_at_one_and_open_and_close(plugin, last):
+    x = torch.rand(2, 64, 5, 5) + 1
+    torch.testing.assert_close(plugin(x), x)
+    for value, gate in ((40, 2), (-40, 0)):
+        torch.nn.init.constant_(plugin.get_parameter(last), value)
+        torch.testing.assert_close(plugin(x), gate * x)
+
+
+def test_se_starts_as_timms_without_identity_init():
     x = torch.rand(2, 64, 5, 5)
-    for plugin in (SE(64, identity_init=True), ECA(64)):
-        torch.testing.assert_close(plugin(x), x)
-        final = plugin.fc2.bias if isinstance(plugin, SE) else None
-        if final is not None:
-            torch.nn.init.constant_(final, 20)
-            torch.testing.assert_close(plugin(x), 2 * x)
     assert not torch.allclose(SE(64)(x), x, atol=0.1)
 
 
@@ -184,10 +191,8 @@ def test_arms_of_the_shipped_configs():
             assert [x.to_dict() for x in model.plugins] == plugins
 
 
-def test_plan_has_each_run_once():
-    plan = runs.plan()
-    assert len(set(plan)) == len(plan)
-    for task, arm, _ in plan:
+def test_planned_runs_have_arms():
+    for task, arm, _ in runs.plan():
         assert arm in runs.TASKS[task].arms
 
 

@@ -4,14 +4,13 @@ import random
 import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import REPO, run_script
 from helpers import build as build_backbone
-from helpers import run_script
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook
@@ -34,7 +33,6 @@ from mmpsa.visualization import (
     record_masks,
 )
 
-ROOT = Path(__file__).parents[1]
 TOOL = 'tools/visualize_psa.py'
 NORMALISED = dict(mean=[123.0, 116.0, 103.0], std=[58.0, 57.0, 59.0])
 
@@ -450,7 +448,7 @@ class TestTool:
         """Draw for a picture of 90×60, with untrained weights."""
 
         def run(codebase, suffix='_psa-s'):
-            path = ROOT / f'configs/quickstart/{CONFIGS[codebase]}{suffix}.py'
+            path = REPO / f'configs/quickstart/{CONFIGS[codebase]}{suffix}.py'
             cfg = Config.fromfile(path)
             apis = import_module(f'{codebase}.apis')
             init_default_scope(codebase)

@@ -1,21 +1,20 @@
 """What the workflows and .ci/run run is there: make targets and scripts."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers import REPO
 
-ROOT = Path(__file__).parents[1]
-WORKFLOWS = sorted((ROOT / '.github/workflows').glob('*.yml'))
+WORKFLOWS = sorted((REPO / '.github/workflows').glob('*.yml'))
 
 
 def is_there(command):
     program, name = command.split()
     if program == 'bash':
-        return (ROOT / name).is_file()
+        return (REPO / name).is_file()
     assert program == 'make'
-    return re.search(rf'(?m)^{name}:.* ## ', (ROOT / 'Makefile').read_text())
+    return re.search(rf'(?m)^{name}:.* ## ', (REPO / 'Makefile').read_text())
 
 
 @pytest.mark.parametrize('path', WORKFLOWS, ids=lambda path: path.stem)
@@ -28,7 +27,7 @@ def test_workflow(path):
 
 
 def test_ci_run():
-    lines = (ROOT / '.ci/run').read_text().splitlines()
+    lines = (REPO / '.ci/run').read_text().splitlines()
     commands = [line for line in lines if line.startswith('make')]
     assert commands
     assert all(map(is_there, commands))

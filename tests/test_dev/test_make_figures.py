@@ -1,13 +1,11 @@
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from helpers import load_script
+from helpers import REPO, load_script
 from mmengine.config import Config
 
-ROOT = Path(__file__).parents[2]
 make_figures = load_script('dev/make_figures.py')
 COUNT = 12
 
@@ -126,7 +124,7 @@ def test_keypoints_are_those_of_crowdpose(coco):
 
 
 def test_segmentation_config_names_the_same_classes():
-    (path,) = (ROOT / 'configs/quickstart').glob('fcn_*x128.py')
+    (path,) = (REPO / 'configs/quickstart').glob('fcn_*x128.py')
     meta = Config.fromfile(path).dataset.metainfo
     assert tuple(meta.classes) == make_figures.CLASSES
     assert len(meta.palette) == len(make_figures.CLASSES)

@@ -381,7 +381,7 @@ def test_no_memory_is_no_failure(net, monkeypatch):
 
 
 @pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')
-def test_without_extension_autograd_is_python(monkeypatch):
+def test_autograd_of_interpreted_kernels_is_python():
     """The same schema, shapes and derivative serve both."""
     block = make_block('paper', 'parallel', 8, backend='triton')
     if block.served_by(images()) != 'triton':

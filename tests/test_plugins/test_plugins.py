@@ -14,6 +14,7 @@ from helpers import (
     images,
     last_position,
     positions,
+    probes,
     randomise,
     upstream,
 )
@@ -34,10 +35,6 @@ def probe(position, factor=1.0, **kwargs):
     if 'postfix' in kwargs:
         cfg['postfix'] = kwargs.pop('postfix')
     return dict(cfg=cfg, position=position, **kwargs)
-
-
-def probes(module):
-    return [m for m in module.modules() if isinstance(m, Probe)]
 
 
 def blocks(backbone):

