@@ -1,7 +1,7 @@
 """Every backbone that upstream registers, as small as it can be built.
 
-Taken by the tests and by docs/backbones.py. Some stand here twice, with other
-blocks; some of mmpretrain's have no small form.
+The tests and docs/backbones.py take them. Some are listed twice, with
+different blocks. Some of mmpretrain's cannot be made small.
 """
 
 

@@ -1,4 +1,4 @@
-"""Shows files of the repository on the site, where its pages link to them.
+"""Show files of the repository on the site, where its pages link to them.
 
 Markdown files outside docs/ are pages of the site at their own path. Other
 files become pages with their text. So links work as they are written, in the

@@ -1,4 +1,4 @@
-"""Runs a command and writes what came of it into the table of versions.md.
+"""Run a command and write what came of it into the table of versions.md.
 
 Use: python docs/versions.py ENVIRONMENT COMMAND..., from the checkout, where
 ENVIRONMENT is the folder of the virtual environment that COMMAND tests in. A

@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,7 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from mmpsa import PolarizedSelfAttention
-from projects.study import report, runs
+from projects.study import pictures, report, run, runs
 from projects.study.modules import ECA, SE, fast_on_cpu
 
 SCRATCH = [(task, arm) for task in ('pose', 'seg') for arm in runs.SCRATCH]
@@ -227,7 +229,7 @@ def test_a_share_of_the_data_is_spread_over_each_part(tmp_path):
 def test_less_data(tmp_path, monkeypatch):
     monkeypatch.setattr(report, 'LOGS', tmp_path)
     assert report.less_data_table() == 'Nothing was run yet.'
-    for arm, value in (('none', 30.0), (runs.BEST, 32.5)):
+    for arm, value in (('none', 30.0), (runs.PSA_P, 32.5)):
         path = tmp_path / f'camvid-30_{arm}_seed0.json'
         path.write_text(json.dumps(dict(step=600, mIoU=value)))
     row = '| camvid, 30 % | 30.0 | 32.5 | +2.5 | 1 |'
@@ -270,6 +272,10 @@ def test_interval_of_paired_differences(tmp_path, monkeypatch):
         (2 - half, 2 + half), abs=1e-3
     )
     assert report.gain(differences) == '+2.0 (-0.5 to +4.5)'
+    # an end near 0 shows its side
+    assert report.gain([0.5, 0.5, 0.51]) == '+0.5 (+0.5 to +0.5)'
+    assert report.gain([0.1, 0.5, 0.3]) == '+0.3 (-0.2 to +0.8)'
+    assert report.gain([0.17, 0.27, 0.37]) == '+0.3 (+0.02 to +0.5)'
     assert report.interval([1.0]) is None
     assert report.gain([1.0]) == '+1.0'
 
@@ -305,6 +311,57 @@ def test_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypatch):
     report.COSTS.write_text('{}')
     assert '| 50.0 | 100 % | 100 % |' in report.reach_table()
     assert 'time' not in report.gains_table('over none', 'figures', 'time')
+
+
+def test_the_answer_names_intervals_on_one_side_of_0(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, 'LOGS', tmp_path)
+    figures = {
+        'none': (30.0, 31.0, 32.0),
+        'se_pyramid': (29.0, 30.1, 31.0),  # below none
+        'psa-p_pyramid': (30.5, 31.0, 31.5),  # as none, above SE
+        'psa-s_pyramid': (29.0, 31.0, 33.0),  # as either
+    }
+    for arm, values in figures.items():
+        for seed, value in enumerate(values):
+            path = tmp_path / f'camvid_{arm}_seed{seed}.json'
+            path.write_text(json.dumps(dict(step=600, mIoU=value)))
+    assert ' '.join(report.answer().split()) == (
+        'Of these 15 intervals, 1 do not contain 0: CamVid, SE over none -1.0 '
+        '(-1.1 to -0.8).'
+    )
+
+
+@pytest.mark.parametrize('states', [['stopped', 'done'], ['done']])
+def test_log_of_a_run_joins_its_attempts(states, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, 'LOGS', tmp_path)
+    for day, state in enumerate(states):
+        folder = tmp_path / f'2026010{day}_000000/vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text(f'{state}\n')
+    run.keep_log(('camvid', 'none', 0), tmp_path)
+    log = (tmp_path / 'camvid_none_seed0.json').read_text()
+    assert log.splitlines() == states
+
+
+def test_a_run_that_failed_is_told(tmp_path, monkeypatch, capsys):
+    for name in ('LOGS', 'WORK'):
+        monkeypatch.setattr(run, name, tmp_path)
+    monkeypatch.setattr(run, 'plan', lambda: [('camvid', 'none', 0)])
+    monkeypatch.setattr(run, 'train', lambda _: -9)  # killed
+    monkeypatch.setattr(sys, 'argv', ['run'])
+    with pytest.raises(SystemExit) as stop:
+        run.main()
+    assert stop.value.code
+
+
+def test_changes_of_a_prediction():
+    image = np.zeros((1, 4, 3), np.uint8)
+    labels = np.array([[1, 1, 1, 1]])
+    before, after = np.array([[1, 0, 1, 0]]), np.array([[1, 1, 0, 0]])
+    same = [64] * 3
+    expected = [[same, pictures.GAINED, pictures.LOST, same]]
+    shown = pictures.changes(image, labels, before, after)
+    assert np.array_equal(shown, expected)
 
 
 def test_places_are_ranked_by_the_sum_of_both_tasks(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from PIL import Image
 from mmpsa.visualization import record_masks
 
 from .run import WORK
-from .runs import BEST, REPO, SEEDS, name_of
+from .runs import PSA_P, REPO, SEEDS, name_of
 
 PICTURE = REPO / 'docs/images/study_predictions.png'
 SEED = SEEDS[-1]
@@ -71,7 +71,7 @@ def row(plain, psa, image_path, label_path):
 def main():
     """Draw it."""
     os.chdir(REPO)
-    plain, psa = load('none'), load(BEST)
+    plain, psa = load('none'), load(PSA_P)
     folder = REPO / 'data/figures'
     names = sorted(list_dir_or_file(folder / 'images/val', list_dir=False))
     rows = [

@@ -15,7 +15,6 @@ import textwrap
 from scipy.stats import t as student
 
 from .runs import (
-    BEST,
     COMPARED,
     COSTS,
     LESS_DATA,
@@ -23,6 +22,7 @@ from .runs import (
     MAIN,
     PLACED,
     PRETRAINED,
+    PSA_P,
     REPO,
     SEARCH_SEED,
     SEEDS,
@@ -35,6 +35,7 @@ from .runs import (
 DOCUMENT = REPO / 'docs/study.md'
 CURVES = REPO / 'docs/images/study_curves.png'
 TITLES = dict(lspet='LSPET', camvid='CamVid', figures='figures')
+NAMES = dict(zip(COMPARED, ('none', 'SE', 'PSA(p)', 'PSA(s)')))
 # Of the README's table: the head of the first column, the last task, the cost.
 READMES = {
     'README.md': (
@@ -48,6 +49,11 @@ READMES = {
         '训练用时 ÷ 无注意力的用时',
     ),
 }
+# Of the summary: an arm and what it is compared with.
+PAIRS = [
+    *((arm, 'none') for arm in COMPARED[1:]),
+    *((arm, 'se_pyramid') for arm in COMPARED[2:]),
+]
 SCRATCH_SEEDS = (0, 1, 2)
 ITERATIONS_PER_EPOCH = 281  # of LSPET, the steps of whose logs are epochs
 SCRATCH_TASKS = ('pose', 'seg', 'seg-short')
@@ -69,8 +75,8 @@ def metrics_of(task):
 def read(task, arm, seed):
     """Training and validation lines of a run's log.
 
-    A run that was cut off has repeated what followed its last checkpoint:
-    of a step's lines the last one counts.
+    A run that was cut off repeats the steps after its last checkpoint. Of
+    each step, the last line counts.
 
     Returns:
         tuple[list[dict], list[dict]] or None: None if there is no log.
@@ -90,7 +96,7 @@ def percent(task, value):
 
 
 def scores(task, arm, seeds, metric=0):
-    """The last figure of each seed's run that has a log, in percent."""
+    """The final score of each seed that has a log, in percent."""
     key = metrics_of(task)[metric]
     found = {}
     for seed in seeds:
@@ -147,6 +153,12 @@ def signed(value):
     return f'{round(value, 1) + 0:+.1f}'
 
 
+def bound(value):
+    """An end of an interval as text, which shows on which side of 0 it is."""
+    text = signed(value)
+    return text if float(text) else f'{value:+.2f}'
+
+
 def gain(values):
     """Mean and interval of paired differences as text."""
     if not values:
@@ -154,7 +166,7 @@ def gain(values):
     bounds = interval(values)
     text = signed(statistics.mean(values))
     return text + (
-        f' ({signed(bounds[0])} to {signed(bounds[1])})' if bounds else ''
+        f' ({bound(bounds[0])} to {bound(bounds[1])})' if bounds else ''
     )
 
 
@@ -173,12 +185,32 @@ def summary_table():
         base = scores(task, 'none', SEEDS)
         row = [f'{TITLES[task]}, {metrics_of(task)[0]}']
         row.append(spread([*base.values()]) if base else '')
-        row += [gain(paired(task, arm)) for arm in COMPARED[1:]]
-        row.append(gain(paired(task, BEST, 'se_pyramid')))
-        row.append(f'{len(paired(task, BEST))}')
+        row += [gain(paired(task, *pair)) for pair in PAIRS]
+        row.append(f'{len(paired(task, PSA_P))}')
         rows.append(row)
-    head = ['task', 'none', 'SE', 'PSA(p)', 'PSA(s)', 'PSA(p) over SE']
-    return table([*head, 'seeds'], rows)
+    pairs = (
+        NAMES[arm] + ('' if other == 'none' else f' over {NAMES[other]}')
+        for arm, other in PAIRS
+    )
+    return table(['task', 'none', *pairs, 'seeds'], rows)
+
+
+def answer():
+    """Which differences of the comparison are clear, as a sentence."""
+    found = []
+    for task in MAIN:
+        for arm, other in PAIRS:
+            values = paired(task, arm, other)
+            bounds = interval(values)
+            if bounds and not bounds[0] <= 0 <= bounds[1]:
+                pair = f'{NAMES[arm]} over {NAMES[other]}'
+                found.append(f'{TITLES[task]}, {pair} {gain(values)}')
+    return textwrap.fill(
+        f'Of these {len(MAIN) * len(PAIRS)} intervals, '
+        f'{len(found)} do not contain 0: {"; ".join(found)}.',
+        88,
+        break_on_hyphens=False,
+    )
 
 
 def gains_table(head, figures, cost):
@@ -197,11 +229,11 @@ def gains_table(head, figures, cost):
     ]
     if costs:
         rows.append([cost, *(f'{min(x):.2f} to {max(x):.2f}' for x in ratios)])
-    return table([head, 'SE', 'PSA(p)', 'PSA(s)'], rows)
+    return table([head, *map(NAMES.get, COMPARED[1:])], rows)
 
 
 def steps_to(goal, points):
-    """The step at which a curve first is at a value, or None if it never is.
+    """The step at which a curve first reaches a value, or None.
 
     Args:
         goal (float): The value.
@@ -234,7 +266,7 @@ def reach_table():
             minutes = minutes_of(task, arm, [steps])
             row.append(text + (f', {minutes[0]:.1f} min' if minutes else ''))
         rows.append(row)
-    return table(['task', 'figure', 'none', 'SE', 'PSA(p)', 'PSA(s)'], rows)
+    return table(['task', 'figure', *map(NAMES.get, COMPARED)], rows)
 
 
 def mean_curve(task, arm):
@@ -277,16 +309,16 @@ def comparison_table(task):
 
 
 def less_data_table():
-    """No attention and the better PSA with a share of the training data."""
+    """No attention and PSA(p) with a share of the training data."""
     rows = []
     for task in LESS_DATA:
-        both = [scores(task, arm, SEEDS) for arm in ('none', BEST)]
-        if all(both):
+        over = paired(task, PSA_P)
+        if over:
             row = [task.replace('-', ', ') + ' %']
-            row += [spread([*found.values()]) for found in both]
-            row += [gain(paired(task, BEST)), f'{len(paired(task, BEST))}']
-            rows.append(row)
-    return table(['data', 'none', BEST, 'over none', 'seeds'], rows)
+            for arm in ('none', PSA_P):
+                row.append(spread([*scores(task, arm, SEEDS).values()]))
+            rows.append([*row, gain(over), f'{len(over)}'])
+    return table(['data', 'none', PSA_P, 'over none', 'seeds'], rows)
 
 
 def missing():
@@ -323,7 +355,7 @@ def scratch_findings():
 
 
 def search_table(tasks, arms):
-    """The runs of the seed that nothing else is judged by."""
+    """The runs of the search's seed, arms by tasks."""
     rows = []
     for arm in arms:
         row = [arm]
@@ -432,7 +464,6 @@ def draw_curves():
             if ax.lines:
                 ax.legend(fontsize=8)
     figure.tight_layout()
-    CURVES.parent.mkdir(exist_ok=True)
     figure.savefig(CURVES, dpi=100)
 
 
@@ -452,6 +483,7 @@ def study_tables():
     found = {
         'missing': missing(),
         'summary': summary_table(),
+        'answer': answer(),
         'reach': reach_table(),
         'places': places(),
         'search': search_table(MAIN, PRETRAINED),

@@ -54,7 +54,7 @@ def train(run):
 
 
 def keep_log(run, folder):
-    """Join the logs of a run's attempts, in order of time, where logs are."""
+    """Join the logs of a run's attempts, the oldest first, into its log."""
     parts = sorted(folder.glob('*/vis_data/scalars.json'))
     text = ''.join(part.read_text() for part in parts)
     log_of(run).write_text(text)
@@ -85,7 +85,7 @@ def main():
     ]
     print(f'{len(pending)} of {len(names)} runs to train', flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        sys.exit(max(pool.map(train, pending), default=0))
+        sys.exit(any([*pool.map(train, pending)]))
 
 
 if __name__ == '__main__':

@@ -189,8 +189,8 @@ TASKS.update(LESS_DATA)
 SEEDS = (0, 1, 2, 3, 4)  # of the comparison
 SEARCH_SEED = 10
 COMPARED = ('none', 'se_pyramid', 'psa-p_pyramid', 'psa-s_pyramid')
-BEST = 'psa-p_pyramid'
-USUAL_START = f'{BEST}_usual-start'
+PSA_P = 'psa-p_pyramid'  # also in the runs with less data
+USUAL_START = f'{PSA_P}_usual-start'
 
 
 def plan():
@@ -207,7 +207,7 @@ def plan():
         (task, arm, seed)
         for seed in SEEDS[:3]
         for task in LESS_DATA
-        for arm in ('none', BEST)
+        for arm in ('none', PSA_P)
     ]
     runs += [(task, USUAL_START, seed) for seed in SEEDS[:3] for task in MAIN]
     runs += [
