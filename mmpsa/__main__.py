@@ -80,7 +80,7 @@ def cuda(torch):
 
 def cases():
     """Variant, layout, shape and dtype of what is tested."""
-    from mmpsa.psa import LAYOUTS
+    from mmpsa.ops import LAYOUTS
 
     for variant, layouts in LAYOUTS.items():
         yield from itertools.product([variant], layouts, SHAPES, TOLERANCES)

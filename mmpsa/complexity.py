@@ -28,7 +28,16 @@ def complexity_of(cfg: Config, naive: bool = False) -> Tuple[int, int]:
 
     Returns:
         tuple[int, int]: The parameters and the FLOPs.
+
+    Raises:
+        ValueError: If ``cfg`` has neither of these sizes.
     """
+    size = cfg.get('crop_size') or cfg.get('codec', {}).get('input_size')
+    if not size:
+        raise ValueError(
+            'cfg must have crop_size (h, w) or codec.input_size (w, h), as '
+            "mmsegmentation's and mmpose's configs do"
+        )
     model = copy.deepcopy(cfg.model)  # segmentors write into theirs
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = revert_sync_batchnorm(MODELS.build(model)).eval()
@@ -38,8 +47,8 @@ def complexity_of(cfg: Config, naive: bool = False) -> Tuple[int, int]:
                 module.backend = 'reference'
     # `forward` asks for data samples, which the analysis cannot pass
     model.forward = model._forward
-    size = cfg.get('crop_size') or cfg.codec.input_size[::-1]
-    analyzer = FlopAnalyzer(model, torch.rand(1, 3, *size))
+    height, width = size if 'crop_size' in cfg else size[::-1]
+    analyzer = FlopAnalyzer(model, torch.rand(1, 3, height, width))
     # element-wise operators, and convolutions that PSA multiplies out
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     with torch.no_grad():

@@ -17,11 +17,6 @@ from mmpsa.ops import (
     polarized_self_attention,
 )
 
-LAYOUTS = {
-    'paper': ('parallel', 'sequential', 'channel', 'spatial'),
-    'official': ('parallel', 'sequential'),
-}
-
 # Parameters by which a block is known in a state dict, and its variant.
 SIGNATURES = {
     'ch_wq.weight': 'paper',
@@ -93,15 +88,7 @@ class PolarizedSelfAttention(BaseModule):
             raise ValueError(
                 f'in_channels must be a positive int, got {in_channels!r}'
             )
-        if variant not in LAYOUTS:
-            raise ValueError(
-                f'variant must be one of {tuple(LAYOUTS)}, got {variant!r}'
-            )
-        if layout not in LAYOUTS[variant]:
-            raise ValueError(
-                f'layout must be one of {LAYOUTS[variant]} for '
-                f'variant={variant!r}, got {layout!r}'
-            )
+        Spec(variant, layout).check()
         if not isinstance(identity_init, bool):
             raise ValueError(
                 f'identity_init must be a bool, got {identity_init!r}'

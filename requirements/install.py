@@ -61,7 +61,7 @@ ENVIRONMENT = dict(
 
 
 def stop(message):
-    sys.exit(f'make env: {message}')
+    sys.exit(f'requirements/install.py: {message}')
 
 
 def run(command):
@@ -273,6 +273,6 @@ if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
-        stop('interrupted; `make env` begins that step again')
+        stop('interrupted; the same command begins that step again')
     except OSError as error:
         stop(error)

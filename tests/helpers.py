@@ -21,8 +21,7 @@ from torch import nn
 from dev.small_backbones import BACKBONES
 from mmpsa import PolarizedSelfAttention  # registers the backbones too
 from mmpsa.compatibility import allow_checkpoint_classes
-from mmpsa.ops import reference
-from mmpsa.psa import LAYOUTS
+from mmpsa.ops import LAYOUTS, reference
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -321,7 +321,7 @@ class TestSetUpScript:
         with pytest.raises(SystemExit) as stopped:
             function(*arguments)
         message = stopped.value.code
-        assert message.startswith('make env: ')
+        assert message.startswith('requirements/install.py: ')
         assert len(message.splitlines()) == 1
         return message
 

@@ -9,7 +9,7 @@ from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from torch import nn
 
 from mmpsa import PSA, PolarizedSelfAttention
-from mmpsa.psa import LAYOUTS
+from mmpsa.ops import LAYOUTS
 
 PAPER_KEYS = {
     'channel': [

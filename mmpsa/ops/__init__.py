@@ -7,10 +7,11 @@ from .operator import (
     masks,
     polarized_self_attention,
 )
-from .spec import Spec, Weights
+from .spec import LAYOUTS, Spec, Weights
 
 __all__ = [
     'BACKENDS',
+    'LAYOUTS',
     'Masks',
     'Spec',
     'Weights',

@@ -165,10 +165,11 @@ def polarized_self_attention(
 
     Raises:
         ValueError: If ``x`` is not N×C×H×W with the C of the weights, is of
-            integers or complex, or is not on the device of the weights; or
-            if ``backend`` is none of ``BACKENDS``.
+            integers or complex, or is not on the device of the weights; if
+            there is no such ``spec``; or if ``backend`` is none of
+            ``BACKENDS``.
     """
-    _check(x, weights)
+    _check(x, weights, spec)
     chosen = choose_backend(x, weights, spec, backend)
     if not is_compiling() and not _is_transformed():
         _log(chosen, spec, x.shape, x.dtype, x.device)
@@ -200,13 +201,14 @@ def masks(x: Tensor, weights: Weights, spec: Spec) -> Masks:
     Raises:
         ValueError: As in :func:`polarized_self_attention`.
     """
-    _check(x, weights)
+    _check(x, weights, spec)
     with torch.autocast(x.device.type, enabled=False):
         _, channel, spatial = torch_kernels.forward(x, weights, spec)
     return Masks(channel, spatial)
 
 
-def _check(x, weights):
+def _check(x, weights, spec):
+    spec.check()
     if not x.is_floating_point():
         raise ValueError(
             f'x must be of a floating-point dtype, got {x.dtype}; '

@@ -5,6 +5,11 @@ from typing import List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+LAYOUTS = {
+    'paper': ('parallel', 'sequential', 'channel', 'spatial'),
+    'official': ('parallel', 'sequential'),
+}
+
 
 class Spec(NamedTuple):
     """What a block computes, without its weights.
@@ -16,6 +21,24 @@ class Spec(NamedTuple):
     variant: str
     layout: str
     mask_scale: float = 1.0
+
+    def check(self) -> None:
+        """Refuse a form that does not exist.
+
+        Raises:
+            ValueError: If ``variant`` is none of ``LAYOUTS``, or ``layout``
+                is none of the variant's.
+        """
+        if self.variant not in LAYOUTS:
+            raise ValueError(
+                f'variant must be one of {tuple(LAYOUTS)}, got '
+                f'{self.variant!r}'
+            )
+        if self.layout not in LAYOUTS[self.variant]:
+            raise ValueError(
+                f'layout must be one of {LAYOUTS[self.variant]} for '
+                f'variant={self.variant!r}, got {self.layout!r}'
+            )
 
     @property
     def has_channel(self) -> bool:

@@ -15,9 +15,8 @@ from mmengine.utils import digit_version
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
-from mmpsa import PolarizedSelfAttention
-from mmpsa.ops import backends, polarized_self_attention
-from mmpsa.psa import LAYOUTS
+from mmpsa import PolarizedSelfAttention, ops
+from mmpsa.ops import LAYOUTS, backends, polarized_self_attention
 
 pytestmark = pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')
 GPU = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -288,6 +287,22 @@ def test_refused_shape(backend, shape):
     ):
         with pytest.raises(ValueError, match='x must be N×8×H×W, got'):
             call()
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(variant='papr'), "variant must be one of .* got 'papr'"),
+        (dict(layout='both'), "layout must be one of .* got 'both'"),
+        (dict(variant='official'), "layout must .* got 'channel'"),
+    ],
+)
+def test_refused_spec(change, message):
+    block = make_block('paper', 'channel', 8)
+    spec = block.spec._replace(**change)
+    for function in (ops.polarized_self_attention, ops.masks):
+        with pytest.raises(ValueError, match=message):
+            function(torch.zeros(1, 8, 2, 2), block.weights, spec)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS['paper'])

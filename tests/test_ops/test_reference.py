@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from mmpsa import PolarizedSelfAttention
-from mmpsa.ops import reference
-from mmpsa.psa import LAYOUTS
+from mmpsa.ops import LAYOUTS, reference
 
 EPS = 1e-5
 

@@ -75,6 +75,13 @@ def test_metafile_has_measured_figures():
     assert complexity_of(cfg) == figures
 
 
+def test_config_without_a_size_is_refused():
+    with pytest.raises(ValueError, match='must have crop_size .* or codec'):
+        complexity_of(
+            Config(dict(model=dict(type='X'), default_scope='mmseg'))
+        )
+
+
 def test_table(capsys):
     path = str(REPO / SMALL.format('p'))
     run_script('tools/complexity.py', path)
