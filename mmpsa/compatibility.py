@@ -41,7 +41,7 @@ INSTALL_MMCV = (
 
 
 def installed_version(package: str) -> Optional[str]:
-    """The version of a package of OpenMMLab or its forks, not importing it.
+    """The version of a package of OpenMMLab or its forks, without an import.
 
     Args:
         package (str): The name that it is imported by.
@@ -50,11 +50,11 @@ def installed_version(package: str) -> Optional[str]:
         str or None: None if it is not installed.
     """
     if package in sys.modules:
-        return sys.modules[package].__version__
+        return getattr(sys.modules[package], '__version__', None)
     spec = find_spec(package)
     if spec is None or spec.origin is None:  # a folder of that name at most
         return None
-    # Forks look theirs up there, so it takes more than reading.
+    # It is run, not read: a fork's version.py looks its version up.
     version = Path(spec.origin).with_name('version.py')
     return runpy.run_path(str(version))['__version__']
 

@@ -84,7 +84,7 @@ class PolarizedSelfAttention(BaseModule):
         init_cfg: Union[dict, List[dict], None] = None,
     ):
         super().__init__(init_cfg)
-        if not isinstance(in_channels, int) or in_channels < 1:
+        if type(in_channels) is not int or in_channels < 1:  # nor a bool
             raise ValueError(
                 f'in_channels must be a positive int, got {in_channels!r}'
             )
@@ -151,6 +151,7 @@ class PolarizedSelfAttention(BaseModule):
     def reset_parameters(self):
         """Initialise as the authors do (Kaiming), or as the identity.
 
+        This sets ``mask_scale`` too.
         ``conv_up`` keeps torch's own initialisation, as in the authors' code.
         """
         for name, module in self.named_modules():
@@ -172,8 +173,9 @@ class PolarizedSelfAttention(BaseModule):
                 constant_init(self.sp_wv, 0)
 
     def init_weights(self):
-        """Initialise the weights, then apply ``init_cfg``."""
-        self.reset_parameters()
+        """Initialise the weights, then apply ``init_cfg``; only once."""
+        if not self.is_init:
+            self.reset_parameters()
         super().init_weights()
 
     @property
@@ -186,11 +188,13 @@ class PolarizedSelfAttention(BaseModule):
         """The weights by the operator's names."""
         if self.variant == 'official':
             return self._official_weights()
-        layers: List[Union[nn.Conv2d, nn.LayerNorm]] = []
+        names: List[str] = []
         if self.layout != 'spatial':
-            layers += self.ch_wq, self.ch_wv, self.ch_wz, self.ln
+            names += 'ch_wq', 'ch_wv', 'ch_wz', 'ln'
         if self.layout != 'channel':
-            layers += self.sp_wq, self.sp_wv
+            names += 'sp_wq', 'sp_wv'
+        # Attributes of modules are slow: this is a sixth of a small forward.
+        layers = [self._modules[name] for name in names]
         tensors = [
             tensor for layer in layers for tensor in (layer.weight, layer.bias)
         ]
@@ -240,6 +244,9 @@ class PolarizedSelfAttention(BaseModule):
 
         Returns:
             str: One of :data:`mmpsa.ops.BACKENDS`.
+
+        Raises:
+            ValueError: As in :meth:`forward`.
         """
         return choose_backend(x, self.weights, self.spec, self.backend)
 
@@ -279,6 +286,13 @@ class PolarizedSelfAttention(BaseModule):
                 )
         scale = state_dict.pop(prefix + 'mask_scale', None)
         if scale is not None:
+            if self.layout == 'parallel' or self.variant == 'official':
+                raise ValueError(
+                    f'{prefix[:-1] or "the block"}: the weights have a '
+                    f'mask_scale, {float(scale):g}. Only blocks of '
+                    "variant='paper' and another layout than 'parallel' have "
+                    'one; build it with the layout of the weights'
+                )
             self.mask_scale = float(scale)
         elif any(key.startswith(prefix) for key in state_dict):
             # Weights saved without a factor were trained without one.

@@ -76,7 +76,7 @@ def build(requirement, folder):
     # Debug symbols, which Python's own flags ask for, double the time.
     os.environ['CFLAGS'] = f'{os.environ.get("CFLAGS", "")} -g0'
     os.environ['MMCV_WITH_OPS'] = '1'
-    os.environ.setdefault('MAX_JOBS', str(len(os.sched_getaffinity(0))))
+    os.environ.setdefault('MAX_JOBS', str(os.cpu_count()))
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         wanted = scratch / 'requirements.txt'

@@ -75,6 +75,7 @@ def test_official_keys():
     [
         (dict(in_channels=0), 'in_channels must be a positive int, got 0'),
         (dict(in_channels='8'), "positive int, got '8'"),
+        (dict(in_channels=True), 'positive int, got True'),
         (dict(in_channels=8, layout='both'), "layout must be .* got 'both'"),
         (dict(in_channels=8, variant='p'), "variant must be .* got 'p'"),
         (
@@ -115,6 +116,29 @@ def test_identity_init(layout, dtype):
     gates = {'ln.bias', 'sp_wv.bias'}
     found = [p for name, p in block.named_parameters() if name in gates]
     assert found and all(parameter.grad.any() for parameter in found)
+
+
+def test_second_init_weights_keeps_what_was_learnt():
+    block = PolarizedSelfAttention(8, identity_init=True)
+    block.init_weights()
+    nn.init.constant_(block.ln.bias, 3.0)
+    block.init_weights()  # mmengine warns of it
+    assert (block.ln.bias == 3).all()
+
+
+@pytest.mark.parametrize(
+    'form', [dict(), dict(variant='official'), dict(layout='spatial')]
+)
+def test_a_factor_is_refused_where_there_is_none(form):
+    """Also without the record of the layout, which some loaders drop."""
+    weights = dict(PSA(8, 'sequential', identity_init=True).state_dict())
+    block = PSA(8, **form)
+    if form.get('layout'):
+        block.load_state_dict(weights, strict=False)
+        assert block.mask_scale == 2
+        return
+    with pytest.raises(ValueError, match='the weights have a mask_scale, 2'):
+        block.load_state_dict(weights, strict=False)
 
 
 @pytest.mark.parametrize('layout', ['sequential', 'channel', 'spatial'])

@@ -26,7 +26,11 @@ def config_file(path):
     """
     if osp.isfile(path):
         return path
-    shipped = {file.stem: str(file) for file in CONFIGS.rglob('*.py')}
+    shipped = {
+        file.stem: str(file)
+        for file in CONFIGS.rglob('*.py')
+        if '_base_' not in file.parts
+    }
     name = path[:-3] if path.endswith('.py') else path
     if name in shipped:
         return shipped[name]

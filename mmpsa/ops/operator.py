@@ -11,6 +11,7 @@ operator.
 
 import logging
 import os
+from contextlib import nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch.autograd import forward_ad
 from torch.library import Library
 
 from . import reference, torch_kernels
-from .spec import Spec, Weights, named, result_like
+from .spec import Spec, Weights, named, result_like, sizes
 
 # 'reference' computes the equations line by line, the others compute the
 # collapsed form. A backend that cannot serve a case is replaced by the fastest
@@ -124,8 +125,12 @@ def choose_backend(
         str: One of ``BACKENDS``.
 
     Raises:
-        ValueError: If ``backend`` is none of ``BACKENDS``.
+        ValueError: If ``x`` is not N×C×H×W with the C of the weights, is of
+            integers or complex, or is not on the device of the weights; if
+            there is no such ``spec``; or if ``backend`` is none of
+            ``BACKENDS``.
     """
+    _check(x, weights, spec)
     _refuse_unknown(backend)
     if backend == 'reference':
         # Its convolutions do not mix dtypes, half precision needs widening.
@@ -133,7 +138,12 @@ def choose_backend(
             weight is None or weight.dtype == x.dtype for weight in weights
         ):
             return 'reference'
-    if backend == 'torch' or spec.has_value_map or _wants_torch(x):
+    if (
+        backend == 'torch'
+        or spec.has_value_map
+        or x.numel() == 0
+        or _is_transformed()
+    ):
         return 'torch'
     if x.is_cuda:
         serves = _HAS_TRITON and _is_new_enough(x.device)
@@ -164,15 +174,12 @@ def polarized_self_attention(
         Tensor: N×C×H×W, of ``x``'s dtype.
 
     Raises:
-        ValueError: If ``x`` is not N×C×H×W with the C of the weights, is of
-            integers or complex, or is not on the device of the weights; if
-            there is no such ``spec``; or if ``backend`` is none of
-            ``BACKENDS``.
+        ValueError: As in :func:`choose_backend`, and if ``weights`` are not
+            those of ``spec``.
     """
-    _check(x, weights, spec)
     chosen = choose_backend(x, weights, spec, backend)
     if not is_compiling() and not _is_transformed():
-        _log(chosen, spec, x.shape, x.dtype, x.device)
+        _log(chosen, spec, x.dtype, x.device)
         if chosen == 'torch' and not backend and _misses_extension(x, spec):
             _warn_of_missing_extension()
     if chosen in ('cpp', 'triton'):
@@ -180,8 +187,9 @@ def polarized_self_attention(
         if chosen == 'triton' and not x.is_cuda:
             ops = torch.ops.mmpsa_interpreted
         tensors = [weight for weight in weights if weight is not None]
+        _check_sizes(tensors, spec, x.shape[1])
         return ops.psa.default(x, tensors, *spec)[0]
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x):
         if chosen == 'reference':
             return reference.polarized_self_attention(x, weights, spec)
         return torch_kernels.forward(x, weights, spec).y
@@ -199,10 +207,10 @@ def masks(x: Tensor, weights: Weights, spec: Spec) -> Masks:
         Masks: The masks in float32, or in float64 for a float64 input.
 
     Raises:
-        ValueError: As in :func:`polarized_self_attention`.
+        ValueError: As in :func:`choose_backend`.
     """
     _check(x, weights, spec)
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x):
         _, channel, spatial = torch_kernels.forward(x, weights, spec)
     return Masks(channel, spatial)
 
@@ -214,7 +222,9 @@ def _check(x, weights, spec):
             f'x must be of a floating-point dtype, got {x.dtype}; '
             'convert it with x.float()'
         )
-    weight = weights.sp_wq if weights.ch_wq is None else weights.ch_wq
+    weight = weights.ch_wq if spec.has_channel else weights.sp_wq
+    if weight is None:
+        raise ValueError(f'weights must be those of {spec}, got {weights}')
     channels = weight.shape[1]
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f'x must be N×{channels}×H×W, got {tuple(x.shape)}')
@@ -226,8 +236,20 @@ def _check(x, weights, spec):
         )
 
 
-def _wants_torch(x):
-    return x.numel() == 0 or _is_transformed()
+def _check_sizes(tensors, spec, channels):
+    """Kernels read as many numbers as they expect, whatever is there."""
+    expected, found = sizes(spec, channels), [x.numel() for x in tensors]
+    if found != expected:
+        raise ValueError(
+            f'the weights of {spec} must have {expected} numbers for '
+            f'{channels} channels, got {found}'
+        )
+
+
+def _without_autocast(x):
+    if x.is_meta:
+        return nullcontext()  # there is no autocast to leave
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _is_transformed():
@@ -252,10 +274,10 @@ def _is_new_enough(device):
 
 # Once for each.
 @lru_cache(maxsize=1024)
-def _log(backend, spec, shape, dtype, device):
+def _log(backend, spec, dtype, device):
     print_log(
-        f'PSA, {spec.variant} {spec.layout}, on {tuple(shape)}, {dtype}, '
-        f'{device}: {backend} backend',
+        f'PSA, {spec.variant} {spec.layout}, {dtype}, {device}: {backend} '
+        'backend',
         logger='current',
         level=logging.DEBUG,
     )
@@ -351,7 +373,7 @@ def _backward_by_torch(g, x, weights, spec, create_graph):
     if not needed:  # g alone is differentiated, or this is below autograd
         needed = tensors = [t.detach().requires_grad_() for t in tensors]
     x, *weights = tensors
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.enable_grad(), _without_autocast(x):
         y = torch_kernels.forward(x, named(weights, spec), spec).y
         grads = iter(
             torch.autograd.grad(y, needed, g, create_graph=create_graph)
@@ -395,7 +417,7 @@ def _guarded(name, fallback):
                     logger='current',
                     level=logging.WARNING,
                 )
-        with torch.autocast(args[0].device.type, enabled=False):
+        with _without_autocast(args[0]):
             return fallback(*args)
 
     return run
@@ -454,11 +476,11 @@ _BUILD = (
 
 def _load_extension():
     """Load the C++ kernels, or return the reason why they are missing."""
-    paths = sorted(Path(__file__).parent.glob('_C.*'))
-    if not paths:
+    extension = find_spec('mmpsa.ops._C')
+    if extension is None:
         return f'there is no extension in {Path(__file__).parent}; {_BUILD}'
     try:
-        torch.ops.load_library(paths[0])
+        torch.ops.load_library(extension.origin)
     except OSError as error:
         return (
             f'the extension does not load ({error}). If you have changed '

@@ -26,8 +26,8 @@ class Spec(NamedTuple):
         """Refuse a form that does not exist.
 
         Raises:
-            ValueError: If ``variant`` is none of ``LAYOUTS``, or ``layout``
-                is none of the variant's.
+            ValueError: If ``variant`` is none of ``LAYOUTS``, ``layout`` is
+                none of the variant's, or ``mask_scale`` is not positive.
         """
         if self.variant not in LAYOUTS:
             raise ValueError(
@@ -38,6 +38,10 @@ class Spec(NamedTuple):
             raise ValueError(
                 f'layout must be one of {LAYOUTS[self.variant]} for '
                 f'variant={self.variant!r}, got {self.layout!r}'
+            )
+        if not self.mask_scale > 0:
+            raise ValueError(
+                f'mask_scale must be positive, got {self.mask_scale!r}'
             )
 
     @property
@@ -62,10 +66,10 @@ class Spec(NamedTuple):
 class Weights(NamedTuple):
     """The weights of the 1×1 convolutions and of LayerNorm.
 
-    A comment of out×in means a weight of that shape with 1×1 behind it, and a
-    bias of as many numbers as there are outputs. C are the channels of the
-    input, M is max(C // 2, 1). Any floating-point dtype. A weight that the
-    spec does not have is None.
+    M×C in a comment stands for a weight of shape M×C×1×1, whose bias has M
+    numbers. C is the number of input channels, M is max(C // 2, 1). LayerNorm
+    has C numbers, with a value map M//4. Any floating-point dtype. A weight
+    that the spec does not have is None.
     """
 
     ch_wq: Optional[Tensor] = None  # 1×C, the channel mask's query
@@ -101,6 +105,17 @@ def named(tensors: List[Tensor], spec: Spec) -> Weights:
         return Weights(**dict(zip(_OFFICIAL, tensors)))
     first, last = 0 if spec.has_channel else 8, 12 if spec.has_spatial else 8
     return Weights(**dict(zip(Weights._fields[first:last], tensors)))
+
+
+def sizes(spec: Spec, channels: int) -> List[int]:
+    """How many numbers each weight has, in the order of :func:`named`."""
+    inner = max(channels // 2, 1)
+    square = channels * inner
+    if spec.variant == 'official':
+        return [channels, square, square, square, square]
+    channel = [channels, 1, square, inner, square, *[channels] * 3]
+    spatial = [square, inner, square, inner]
+    return channel * spec.has_channel + spatial * spec.has_spatial
 
 
 def result_like(x: Tensor) -> Tensor:

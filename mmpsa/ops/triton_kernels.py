@@ -86,9 +86,9 @@ def _plan(x):
     return _Plan(triton.cdiv(positions, span), span, height, width, warps)
 
 
-def _launch(kernel, grid, device, *args, **constants):
-    """Run a kernel: each call is one launch."""
-    with torch.cuda.device_of(device):
+def _launch(kernel, grid, like, *args, **constants):
+    """Run a kernel on the device of ``like``: each call is one launch."""
+    with torch.cuda.device_of(like):
         kernel[grid](*args, **constants)
 
 
@@ -117,12 +117,12 @@ def _pass(kernel, plan, maps, *args, **constants):
     )
 
 
-def _on_vectors(kernel, images, channels, plan, device, *args, **constants):
+def _on_vectors(kernel, images, channels, plan, like, *args, **constants):
     """Run a kernel on every image."""
     _launch(
         kernel,
         (images,),
-        device,
+        like,
         *args,
         channels,
         max(channels // 2, 1),
@@ -210,7 +210,8 @@ def psa_backward(
     """The kernel of ``mmpsa::psa_backward``."""
     spec, dx = Spec(*spec), result_like(x)
     w = _wide(weights, spec)
-    shapes = [torch.empty_like(t, dtype=torch.float32) for t in weights]
+    # Row-major, however the weights lie.
+    shapes = [t.new_empty(t.shape, dtype=torch.float32) for t in weights]
     d = named(shapes, spec)
     x, g, out = x.flatten(2), g.flatten(2), dx.flatten(2)
     images, channels, positions = x.shape

@@ -121,7 +121,7 @@ def _check_cfg(where, cfg, by_name):
             f"{where}['in_channels']: a position has the width of its "
             f'convolution or map; leave it out, got {width!r}'
         )
-    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+    if type(width) is not int or width < 1:  # nor a bool
         raise PluginsError(
             f"{where}['in_channels'] must be a positive int, got {width!r}"
         )

@@ -29,7 +29,7 @@ class PSAVisualizationHook(Hook):
     """
 
     def __init__(self, interval: int = 50):
-        if not isinstance(interval, int) or interval < 1:
+        if type(interval) is not int or interval < 1:  # nor a bool
             raise ValueError(
                 f'interval must be a positive int, got {interval!r}'
             )

@@ -283,6 +283,7 @@ def test_refused_shape(backend, shape):
     for call in (
         lambda: block(x),
         lambda: block.masks(x),
+        lambda: block.served_by(x),
         lambda: polarized_self_attention(x, block.weights, block.spec),
     ):
         with pytest.raises(ValueError, match='x must be N×8×H×W, got'):
@@ -295,6 +296,7 @@ def test_refused_shape(backend, shape):
         (dict(variant='papr'), "variant must be one of .* got 'papr'"),
         (dict(layout='both'), "layout must be one of .* got 'both'"),
         (dict(variant='official'), "layout must .* got 'channel'"),
+        (dict(mask_scale=0.0), 'mask_scale must be positive, got 0.0'),
     ],
 )
 def test_refused_spec(change, message):
@@ -303,6 +305,49 @@ def test_refused_spec(change, message):
     for function in (ops.polarized_self_attention, ops.masks):
         with pytest.raises(ValueError, match=message):
             function(torch.zeros(1, 8, 2, 2), block.weights, spec)
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(ch_wv=torch.zeros(24, 8, 1, 1)), 'must have .* got .*, 192,'),
+        (dict(ch_bv=None), 'must have .* numbers for 8 channels, got'),
+        (dict(ch_wq=None), 'weights must be those of Spec'),
+    ],
+)
+def test_refused_weights(backend, change, message):
+    if backend not in ('cpp', 'triton'):
+        pytest.skip('torch itself refuses shapes that do not fit')
+    block, device = make(backend, 'paper', 'parallel', 8)
+    x, weights = random(device, 1, 8, 2, 2), block.weights._replace(**change)
+    with pytest.raises(ValueError, match=message):
+        ops.polarized_self_attention(x, weights, block.spec, backend)
+
+
+def test_weights_that_lie_otherwise(backend):
+    block, device = make(backend, 'paper', 'parallel', 18)
+    for name in ('ch_wv', 'ch_wz', 'sp_wq', 'sp_wv'):
+        parameter = block.get_parameter(f'{name}.weight')
+        turned = parameter.data.transpose(0, 1).contiguous()
+        parameter.data = turned.transpose(0, 1)
+        assert not parameter.is_contiguous()
+    compare(block, random(device, 2, 18, 5, 4), 1e-5, None, torch.float64)
+
+
+@pytest.mark.parametrize('variant, layout', KINDS)
+def test_no_positions(backend, variant, layout):
+    if backend == 'reference':
+        pytest.skip("torch's convolutions refuse maps without positions")
+    block, device = make(backend, variant, layout, 8)
+    assert block(random(device, 2, 8, 0, 4)).shape == (2, 8, 0, 4)
+
+
+@pytest.mark.parametrize('variant, layout', KINDS)
+def test_shapes_on_meta(variant, layout):
+    block = make_block(variant, layout, 8).to('meta')
+    x = torch.zeros(2, 8, 3, 4, device='meta')
+    assert block(x).shape == x.shape
+    assert all(m.is_meta for m in block.masks(x) if m is not None)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS['paper'])

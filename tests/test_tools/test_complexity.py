@@ -106,6 +106,12 @@ def test_config_without_plugins_is_refused(capsys):
     )
 
 
+def test_parts_of_configs_have_no_name(capsys):
+    with pytest.raises(SystemExit):
+        run_script('tools/complexity.py', 'lspet')  # data sets, in _base_
+    assert "there is no file 'lspet'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('ending', ['', '.py'])
 def test_missing_config(ending, capsys):
     name = 'td-hm_res18-w32_1xb32-10e_lspet-128x96_psa'

@@ -16,8 +16,13 @@
 
 // Compiled for several instruction sets: a machine takes the best it has.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12
 #define FOR_EACH_TARGET \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else  // it does not know levels here
+#define FOR_EACH_TARGET \
+  __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define FOR_EACH_TARGET
 #endif
