@@ -22,11 +22,14 @@ def input_of(module: str) -> Anchor:
     Args:
         module (str): The name of the module in the block. It must have
             ``in_channels``.
+
+    Returns:
+        Anchor: What :func:`declare_block` takes.
     """
     return Anchor(module, after=False)
 
 
-POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
+BLOCK_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 # No module reads all of the position; the block has upstream's own plugins.
 NATIVE = None
 # The last position is the output of the last norm, before the residual is
@@ -59,7 +62,9 @@ _SC_BOTTLENECK = {
 
 def _outputs(*modules):
     """The positions at the outputs of modules, in order."""
-    return {name: Anchor(module) for name, module in zip(POSITIONS, modules)}
+    return {
+        name: Anchor(module) for name, module in zip(BLOCK_POSITIONS, modules)
+    }
 
 
 # Convolution, norm and activation are one ConvModule.
@@ -162,19 +167,20 @@ def declare_block(block: type, **positions: Union[str, Anchor]) -> None:
             read and replace its output, or its input if you give
             ``mmpsa.input_of(name)``. In a dotted name, ``-1`` is the last
             item of a Sequential. The forward must call the module once. The
-            module must know its channels, as convolutions, norms and mmcv's
-            ``ConvModule`` do; of a Sequential, its items must.
+            module must know its channels. Convolutions, norms and mmcv's
+            ``ConvModule`` do, and so does a Sequential of them.
 
     Raises:
-        TypeError: If ``block`` is no module class, or a value is no name.
+        TypeError: If ``block`` is not a module class, or a value is not a
+            name.
         ValueError: If no position is given, or one that is not known.
     """
     if not (isinstance(block, type) and issubclass(block, nn.Module)):
         raise TypeError(f'block must be a subclass of nn.Module, got {block}')
-    if not positions or not {*positions} <= {*POSITIONS}:
+    if not positions or not {*positions} <= {*BLOCK_POSITIONS}:
         raise ValueError(
-            f'positions of {block.__name__} must be some of {POSITIONS}, '
-            f'got {tuple(positions)}'
+            f'positions of {block.__name__} must be some of '
+            f'{BLOCK_POSITIONS}, got {tuple(positions)}'
         )
     anchors = {}
     for position, anchor in positions.items():

@@ -5,8 +5,9 @@ from operator import attrgetter
 from typing import List
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from .blocks import POSITIONS, Anchor
+from .blocks import BLOCK_POSITIONS, Anchor
 from .probing import apply_to_maps, is_map
 
 
@@ -19,7 +20,7 @@ def run_natively(block: nn.Module, position: str, name: str):
     """Let upstream's plugin code in a block run the block's child ``name``."""
     if not block.with_plugins:
         block.with_plugins = True
-        for each in POSITIONS:
+        for each in BLOCK_POSITIONS:
             setattr(block, f'{each}_plugin_names', [])
     getattr(block, f'{position}_plugin_names').append(name)
 
@@ -29,6 +30,8 @@ def run_in_block(block: nn.Module, anchor: Anchor, name: str):
     hooks = _hooks_of(block)
     if anchor not in hooks:
         hooks[anchor] = BlockHook(block, anchor.child, anchor.after)
+        # Not at the first call: torch.compile does not trace it.
+        hooks[anchor].attach()
     hooks[anchor].names.append(name)
 
 
@@ -55,6 +58,7 @@ def run_after_module(
         hooks = _hooks_of(host)
         if module not in hooks:
             hooks[module] = ModuleHook(host, module, path, norm)
+            hooks[module].attach()
         hook = hooks[module]
     else:
         for hook in host._forward_hooks.values():
@@ -93,11 +97,15 @@ class Forward:
 
     def __init__(self, host: nn.Module):
         self.host = host
+        self.own = vars(host).get('forward')  # some choose one when built
         self.hooks = {}
 
     def __call__(self, *args, **kwargs):
+        refuse_fx(args)
         for hook in self.hooks.values():
             hook.attach()
+        if self.own is not None:
+            return self.own(*args, **kwargs)
         return type(self.host).forward(self.host, *args, **kwargs)
 
     # Exporters read the names of the inputs, and the place of the code.
@@ -131,12 +139,22 @@ class BlockHook:
             register(self)
 
     def __call__(self, module, args, output=None):
-        x = output if self.after else args[0]
-        if isinstance(x, list):  # TridentNet's branches
-            return [self.run(branch) for branch in x]
-        return self.run(x)
+        if self.is_replaced(module):
+            return None
+        if self.after:
+            return self.run(output)
+        return (self.run(args[0]), *args[1:])
+
+    def is_replaced(self, module):
+        """Whether ``module`` is inside another one now, which has the hook.
+
+        A wrapper that takes its place in the host gets a hook of its own.
+        """
+        return module is not attrgetter(self.module)(self.host)
 
     def run(self, x):
+        if isinstance(x, list):  # TridentNet's branches
+            return [self.run(branch) for branch in x]
         for name in self.names:
             x = run_plugin(attrgetter(name)(self.host), x)
         return x
@@ -162,7 +180,12 @@ class ModuleHook(BlockHook):
                 'this model'
             )
 
+    def is_replaced(self, module):
+        return bool(self.module) and super().is_replaced(module)
+
     def __call__(self, module, args, output):
+        if self.is_replaced(module):
+            return output
         for name, width in zip(self.names, self.widths):
             plugin = attrgetter(name)(self.host)
             if not is_map(output) or output.shape[1] != width:
@@ -182,6 +205,19 @@ class ModuleHook(BlockHook):
                     plugin.train(module.training)
             output = run_plugin(plugin, output)
         return output
+
+
+def refuse_fx(values):
+    """Refuse ``torch.fx.symbolic_trace``, which would leave plugins out.
+
+    Raises:
+        RuntimeError: If one of the values stands for one that is traced.
+    """
+    if any(isinstance(value, Proxy) for value in values):
+        raise RuntimeError(
+            'torch.fx traces past plugins. Use torch.export or torch.compile, '
+            "and leave out mmengine's efficient_conv_bn_eval"
+        )
 
 
 def run_plugin(plugin: nn.Module, x: Tensor) -> Tensor:
@@ -217,6 +253,7 @@ class MapHook:
         self.widths = widths
 
     def __call__(self, module, args, output):
+        refuse_fx(output if isinstance(output, (list, tuple)) else [output])
         plugins = getattr(self.host, self.position)
         indices = count()
 

@@ -29,7 +29,10 @@ def apply_to_maps(function: Callable[[Tensor], Tensor], output):
     if is_map(output):
         return function(output)
     if isinstance(output, (list, tuple)):
-        return type(output)(apply_to_maps(function, x) for x in output)
+        results = [apply_to_maps(function, x) for x in output]
+        # a named tuple takes them one by one
+        make = getattr(output, '_make', type(output))
+        return make(results)
     return output
 
 

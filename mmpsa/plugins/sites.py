@@ -3,7 +3,16 @@
 import re
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -364,13 +373,23 @@ class Sites:
             return [Stage([site]) for site in stage.sites]
         if position == AFTER_STAGE:
             return [self._maps(names, position) for names in self.stages]
-        return [self._blocks(names, position) for names in self.stages]
+        seen: Set[nn.Module] = set()
+        return [self._blocks(names, position, seen) for names in self.stages]
 
-    def _blocks(self, names, position) -> Stage:
+    def _blocks(self, names, position, seen) -> Stage:
+        """The sites in the blocks of a stage, but for those in ``seen``.
+
+        A block that several stages share is of the first one.
+        """
         sites, others = [], []
         for name in names:
             stage = self._root.get_submodule(name)
-            for path, block in stage.named_modules(prefix=name):
+            modules = [(name, stage), *named_modules(stage, f'{name}.')]
+            for path, block in modules:
+                if block in seen:
+                    others.append(f'{path} is in an earlier stage too')
+                    continue
+                seen.add(block)
                 if position in positions_of(block):
                     sites.append(BlockSite(path, block, position))
                 elif describe_positions(block):
@@ -412,7 +431,13 @@ class Sites:
         modules = dict(named_modules(self._root))
         names = {}  # one name per module: a module may have several
         for pattern in entry.patterns:
-            matching = re.compile(_to_regex(pattern)).fullmatch
+            try:
+                matching = re.compile(_to_regex(pattern)).fullmatch
+            except re.error as error:  # [3-1]
+                raise PluginsError(
+                    f"{entry.where}['modules'] has the malformed pattern "
+                    f'{pattern!r}: {error}'
+                ) from error
             matched = [name for name in modules if matching(name)]
             if not matched:
                 like = get_close_matches(pattern, modules, 5, 0.5)
@@ -441,7 +466,10 @@ class Sites:
             raise PluginsError(f"{entry.where}['modules']: {error}") from None
 
     def _width(self, entry, name, module) -> int:
-        """The width of a module's output, by the module's attributes …"""
+        """The width of a module's output.
+
+        An attribute of the module has it, or the entry, or a run finds it.
+        """
         given = entry.cfg.get('in_channels')
         for attribute in ('out_channels', 'num_features', 'num_channels'):
             width = getattr(module, attribute, None)
@@ -492,7 +520,8 @@ class Sites:
 
 
 def _is_called(module):
-    return type(module).forward is not nn.Module.forward
+    forward = vars(module).get('forward', type(module).forward)
+    return forward is not nn.Module.forward
 
 
 def _to_regex(pattern):

@@ -3,7 +3,7 @@
 import re
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
-from .blocks import POSITIONS as BLOCK_POSITIONS
+from .blocks import BLOCK_POSITIONS
 
 AFTER_STAGE, OUTPUT = 'after_stage', 'output'
 POSITIONS = (*BLOCK_POSITIONS, AFTER_STAGE, OUTPUT)
@@ -140,7 +140,7 @@ def _patterns(where, modules) -> Tuple[str, ...]:
         )
     for pattern in patterns:
         if not all(
-            re.fullmatch(r'([^][]|\[[^][]+\])+', part)
+            re.fullmatch(r'([^][]|\[(\w(-\w)?)+\])+', part)
             for part in pattern.split('.')
         ):
             raise PluginsError(

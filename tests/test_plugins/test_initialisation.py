@@ -255,6 +255,31 @@ def test_warns_of_frozen_plugins(codebase, plugin, warned, messages):
         assert 'layer1.0.psa' in warnings[0]
 
 
+@MODELS.register_module()
+class Strided(nn.Module):
+    """A plugin with running statistics, for maps of 16×16 and more."""
+
+    def __init__(self, in_channels):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.pool = nn.AvgPool2d(16)
+
+    def forward(self, x):
+        return self.norm(x) + self.pool(x).mean((2, 3), keepdim=True)
+
+
+def test_loading_a_baseline_changes_no_plugin(messages):
+    plugins = [dict(cfg=dict(type='Strided'), position='output')]
+    backbone = build('mmpose', 'ResNet18', plugins=plugins)
+    backbone.load_state_dict(
+        upstream('mmpose', 'ResNet18').state_dict(), strict=False
+    )
+    assert 'has no weights for' in messages[-1][1]
+    assert messages[-1][0] == logging.WARNING  # no identity
+    for norm in plugins_of(backbone, 'Strided'):
+        assert norm.norm.num_batches_tracked == 0
+
+
 @BOTH
 @pytest.mark.parametrize('variant', ['paper', 'official'])
 def test_names_a_psa_checkpoint_loaded_without_psa(

@@ -199,6 +199,108 @@ def test_fusion_past_a_plugin_is_an_error():
         fused(images())
 
 
+@pytest.mark.parametrize(
+    'entry',
+    [
+        dict(cfg=dict(type='Probe'), position='after_conv1'),
+        dict(cfg=dict(type='Probe'), position='after_conv2'),
+        probe('layer1.*.conv2', 1.0),
+        probe('layer1.*', 1.0),
+    ],
+)
+def test_a_wrapped_module_runs_its_plugin_once(entry):
+    """Wrappers (checkpointing, LoRA) hold a module that has the hook."""
+
+    class Wrapper(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x)
+
+    backbone = build('mmpose', 'ResNet18', plugins=[entry])
+    run(backbone, images())
+    block = backbone.layer1[0]
+    block.conv2 = Wrapper(block.conv2)
+    run(backbone, images())
+
+
+@pytest.mark.parametrize(
+    'position', ['after_conv1', 'after_conv2', 'after_stage']
+)
+def test_torch_fx_is_refused(position):
+    """It traces past plugins. mmengine's efficient_conv_bn_eval uses it."""
+    plugins = [dict(cfg=dict(type='Probe'), position=position)]
+    backbone = build('mmpose', 'ResNet18', plugins=plugins)
+    with pytest.raises(RuntimeError, match='torch.fx traces past plugins'):
+        torch.fx.symbolic_trace(backbone)
+
+
+def test_compiles_before_its_first_run():
+    modules = ['layer1.*.conv2', 'layer2']
+    plugins = [probe(modules)]
+    for position in ('after_conv1', 'after_conv2', 'after_stage'):
+        cfg = dict(type='Probe', postfix=f'_{position}')
+        plugins.append(dict(cfg=cfg, position=position))
+    backbone = build('mmpose', 'ResNet18', plugins=plugins)
+    backbone.eval()
+    compiled = torch.compile(backbone, backend='eager', fullgraph=True)
+    for a, b in zip(compiled(images()), backbone(images())):
+        assert torch.equal(a, b)
+
+
+def test_a_forward_chosen_in_the_constructor_runs():
+    class Chooser(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.forward = self.forward_here
+
+        def forward_here(self, x):
+            return self.conv(x)
+
+    x = images()
+    for modules, path in (('conv', 'after_module.conv'), ('b', 'b')):
+        module = nn.ModuleDict(dict(b=Chooser())) if path == 'b' else Chooser()
+        host = module['b'] if path == 'b' else module
+        expected = host(x)
+        (name,) = insert_plugins(module, [probe(modules, 2.0, in_channels=4)])
+        assert torch.equal(host(x), 2 * expected), name
+
+
+def test_other_arguments_of_a_module_stay():
+    class Mix(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.in_channels = 3
+
+        def forward(self, x, factor, bias=0):
+            return x * factor + bias
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = Mix()
+
+        def forward(self, x):
+            return self.mix(x, 3, bias=1)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer1 = nn.Sequential(Block())
+
+        def forward(self, x):
+            return self.layer1(x)
+
+    mmpsa.declare_block(Block, after_conv1=mmpsa.input_of('mix'))
+    net, x = Net(), images()
+    entry = dict(cfg=dict(type='Probe', factor=2.0), position='after_conv1')
+    insert_plugins(net, [entry])
+    assert torch.equal(run(net, x), 2 * x * 3 + 1)
+
+
 def test_frozen_where_the_module_is():
     modules = ['layer1', 'layer1.0', 'layer[12].1.bn1', 'layer2.*.relu']
     backbone = build(
@@ -371,6 +473,7 @@ class TestWidths:
             (probe(modules), ValueError, r"has the malformed pattern '")
             for modules in ('', '.', 'layer1.', '.layer1', 'layer1..0')
             + ('layer[1', 'layer1]', 'layer[].0', ['relu', ''])
+            + ('layer[!1].0', 'layer[^1].0', 'layer[3-1].0', 'layer[1-].0')
         ),
         *(
             (

@@ -4,14 +4,17 @@ import copy
 import pickle
 import re
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import pytest
 import torch
 from helpers import EVERY, build, images, probes, randomise, upstream
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.registry import MODELS
+from torch import nn
 
 from dev.small_backbones import BACKBONES
-from mmpsa import insert_plugins
+from mmpsa import declare_block, insert_plugins
 from mmpsa.plugins.blocks import MODULES_INSTEAD
 from mmpsa.plugins.probing import find_widths
 from mmpsa.plugins.sites import Sites
@@ -592,6 +595,79 @@ def test_a_missing_position_names_those_there_are():
         insert_plugins(build('mmseg', 'UNet'), [probe('after_conv3')])
     with pytest.raises(ValueError, match=r'it has no positions'):
         insert_plugins(build('mmpose', 'TCN'), [probe('after_conv3')])
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.conv1(x)
+
+
+class Pair(NamedTuple):
+    fine: torch.Tensor
+    coarse: torch.Tensor
+
+
+class Stages(nn.Module):
+    """Two stages that share a block; a named tuple of maps."""
+
+    def __init__(self):
+        super().__init__()
+        shared = Block()
+        self.layer1 = nn.Sequential(Block(), shared)
+        self.layer2 = nn.Sequential(shared, Block())
+
+    def forward(self, x):
+        fine = self.layer1(x)
+        return Pair(fine, self.layer2(fine))
+
+
+BLOCKS = ['layer1.0', 'layer1.1', 'layer2.1']
+
+
+@pytest.fixture
+def stages():
+    declare_block(Block, after_conv1='conv1')
+    return Stages()
+
+
+def test_a_block_of_two_stages_has_one_plugin(stages):
+    names = insert_plugins(stages, [probe('after_conv1')])
+    assert names == [f'{block}.probeafter_conv1' for block in BLOCKS]
+    stages(images())
+    assert [p.calls for p in probes(stages)] == [1, 2, 1]
+
+
+def test_a_stage_of_blocks_of_another_has_none(stages):
+    del stages.layer2[1]
+    with pytest.raises(ValueError, match='layer2.0 is in an earlier stage'):
+        insert_plugins(stages, [probe('after_conv1')])
+
+
+def test_maps_in_a_named_tuple(stages):
+    insert_plugins(stages, [probe('output', 2.0)])
+    output = stages(images())
+    assert isinstance(output, Pair)
+    assert [p.calls for p in probes(stages)] == [1, 1]
+
+
+def test_plugins_take_no_plugins(stages):
+    @MODELS.register_module(force=True)
+    class Inner(nn.Module):
+        def __init__(self, in_channels):
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x):
+            return self.block(x)
+
+    entry = dict(cfg=dict(type='Inner'), position='after_conv1')
+    insert_plugins(stages, [entry])
+    names = insert_plugins(stages, [probe('after_conv1')])
+    assert names == [f'{block}.probeafter_conv1' for block in BLOCKS]
 
 
 def test_stages_to_write_are_said():
