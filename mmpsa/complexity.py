@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmpsa.psa import PolarizedSelfAttention
 
 
-def complexity_of(cfg: Config, naive: bool = False) -> Tuple[int, int]:
+def complexity_of(cfg: Config, reference: bool = False) -> Tuple[int, int]:
     """Parameters, and multiply-adds for one picture of the training size.
 
     A multiply-add counts as one FLOP, as in OpenMMLab's tables. Activations,
@@ -23,7 +23,7 @@ def complexity_of(cfg: Config, naive: bool = False) -> Tuple[int, int]:
         cfg (mmengine.Config): The config of a pose estimator or a segmentor.
             Its ``crop_size`` (h, w) or ``codec.input_size`` (w, h) is the
             size of the picture.
-        naive (bool): Compute PSA by the equations of
+        reference (bool): Compute PSA by the equations of
             :mod:`mmpsa.ops.reference`, line by line. Default: False.
 
     Returns:
@@ -32,23 +32,24 @@ def complexity_of(cfg: Config, naive: bool = False) -> Tuple[int, int]:
     Raises:
         ValueError: If ``cfg`` has neither of these sizes.
     """
-    size = cfg.get('crop_size') or cfg.get('codec', {}).get('input_size')
+    size, codec = cfg.get('crop_size'), cfg.get('codec')
+    if not size and isinstance(codec, dict) and 'input_size' in codec:
+        size = codec['input_size'][::-1]
     if not size:
         raise ValueError(
             'cfg must have crop_size (h, w) or codec.input_size (w, h), as '
             "mmsegmentation's and mmpose's configs do"
         )
     model = copy.deepcopy(cfg.model)  # segmentors write into theirs
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model = revert_sync_batchnorm(MODELS.build(model)).eval()
-    if naive:
+    if reference:
         for module in model.modules():
             if isinstance(module, PolarizedSelfAttention):
                 module.backend = 'reference'
     # `forward` asks for data samples, which the analysis cannot pass
     model.forward = model._forward
-    height, width = size if 'crop_size' in cfg else size[::-1]
-    analyzer = FlopAnalyzer(model, torch.rand(1, 3, height, width))
+    analyzer = FlopAnalyzer(model, torch.rand(1, 3, *size))
     # element-wise operators, and convolutions that PSA multiplies out
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     with torch.no_grad():

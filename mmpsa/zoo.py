@@ -30,7 +30,7 @@ def content_hash(data: bytes) -> str:
 
 @CheckpointLoader.register_scheme(PREFIX)
 def load_from_mmpsa(filename: str, map_location=None) -> dict:
-    """Load a published checkpoint, wherever mmengine takes a path of one.
+    """Load a published checkpoint, wherever mmengine takes a path.
 
     The environment variable ``MMPSA_ZOO`` names the folder or the base URL
     (http, https) of the files. Without it, they are in the folder

@@ -13,7 +13,7 @@ from torch import nn
 
 from dev.small_backbones import BACKBONES
 from mmpsa import PSA, insert_plugins
-from mmpsa.codebases.registration import Pluggable
+from mmpsa.codebases.registration import WarnsOfUnusedPSA
 
 DOCS = REPO / 'docs'
 PAGES = [
@@ -201,7 +201,7 @@ class TestTableOfBackbones:
                 import_module(f'mmpsa.codebases.{codebase}')
             ).items()
             if isinstance(cls, type)
-            and issubclass(cls, Pluggable)
+            and issubclass(cls, WarnsOfUnusedPSA)
             and cls.plugin_positions
         }
         listed = {cfg['type'] for cfg in BACKBONES[codebase].values()}

@@ -48,7 +48,7 @@ def row_of(name, cfg):
     base = copy.deepcopy(cfg)
     remove_plugins(base.model)
     params, flops = complexity_of(cfg)
-    _, naive_flops = complexity_of(cfg, naive=True)
+    _, reference_flops = complexity_of(cfg, reference=True)
     base_params, base_flops = complexity_of(base)
     return [
         name,
@@ -58,7 +58,7 @@ def row_of(name, cfg):
         f'{base_flops / 1e9:.2f}',
         f'{flops / 1e9:.2f}',
         f'{100 * (flops / base_flops - 1):.2f}',
-        f'{naive_flops / 1e9:.2f}',
+        f'{reference_flops / 1e9:.2f}',
     ]
 
 

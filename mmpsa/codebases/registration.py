@@ -26,8 +26,8 @@ _BASES = {
 }
 
 
-class Pluggable:
-    """Mixin of upstream's classes with ``plugins=``: names unused weights."""
+class WarnsOfUnusedPSA:
+    """Warns of PSA weights in a state dict for which the model has no PSA."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         self._warn_of_unused_psa(state_dict, prefix)
@@ -38,7 +38,7 @@ class Pluggable:
         inner = tuple(  # these warn of theirs
             f'{name}.'
             for name, module in modules.items()
-            if name and isinstance(module, Pluggable)
+            if name and isinstance(module, WarnsOfUnusedPSA)
         )
         paths = {
             key[len(prefix) : -len(end) - 1]
@@ -85,7 +85,9 @@ def register(registry: Registry, module: str) -> Dict[str, type]:
                 '__doc__': base.__doc__,
                 'plugin_positions': folder == 'backbones',
             }
-            cls = pluggable(type(base.__name__, (Pluggable, base), body))
+            cls = pluggable(
+                type(base.__name__, (WarnsOfUnusedPSA, base), body)
+            )
             classes[name] = cls
             registry.register_module(name=name, module=cls, force=True)
     return classes

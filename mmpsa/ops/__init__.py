@@ -1,3 +1,5 @@
+"""PSA as a function of tensors, by several backends."""
+
 from .operator import (
     BACKENDS,
     Masks,

@@ -189,9 +189,12 @@ def psa(
             _pool_kernel, plan, [x], query, vectors.stride(0), None, scale,
             spatial, sums, peaks,
         )  # fmt: skip
-        _on_vectors(
-            _focus_kernel, images, channels, plan, x, sums, peaks, vectors
-        )
+        _launch(
+            _focus_kernel, (images,), x, sums, peaks, vectors, channels,
+            plan.splits, HEIGHT=plan.height,
+            SPLITS=triton.next_power_of_2(plan.splits),
+            num_warps=8 if channels > 64 else 4,
+        )  # fmt: skip
     _pass(
         _gate_kernel, plan, [x, out], vectors, spatial, spec.mask_scale,
         **_flags(spec),
@@ -569,12 +572,9 @@ def _focus_kernel(
     peaks,
     vectors,
     channels,
-    inner,
     splits,
     HEIGHT: tl.constexpr,
     SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
 ):
     """Pool X by the softmax of the spatial logits; keep its peak and sum."""
     image = tl.program_id(0).to(tl.int64)

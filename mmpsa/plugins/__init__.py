@@ -1,3 +1,5 @@
+"""Puts plugins into modules that have been built."""
+
 from .blocks import declare_block, input_of
 from .insertion import insert_plugins
 from .pluggable import pluggable

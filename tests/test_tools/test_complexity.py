@@ -43,19 +43,19 @@ def collapsed(c, p):
     return 4 * c * p + 4 * c * (c // 2) + c // 2 + 5 * c
 
 
-def naive(c, p):
+def reference(c, p):
     # two values and a query, one logit; two products; Wz; the LayerNorm
     m = c // 2
     return 3 * c * m * p + c * p + 2 * m * p + m * c + 5 * c
 
 
 @pytest.mark.parametrize('layout', ['p', 's'])
-@pytest.mark.parametrize('count', [collapsed, naive])
+@pytest.mark.parametrize('count', [collapsed, reference])
 def test_multiply_adds_of_psa(layout, count):
     """Operators unknown to the analysis would count as nothing."""
     cfg = config(layout)
     sizes = block_sizes(cfg)
-    params, flops = complexity_of(cfg, naive=count is naive)
+    params, flops = complexity_of(cfg, reference=count is reference)
     del cfg.model.backbone['plugins']
     base_params, base_flops = complexity_of(cfg)
     assert flops - base_flops == sum(count(c, p) for c, p in sizes)
@@ -75,7 +75,8 @@ def test_metafile_has_measured_figures():
     assert complexity_of(cfg) == figures
 
 
-def test_config_without_a_size_is_refused():
+@pytest.mark.parametrize('codec', [{}, dict(codec=[dict(type='UDP')])])
+def test_config_without_a_size_is_refused(codec):
     with pytest.raises(ValueError, match='must have crop_size .* or codec'):
         complexity_of(
             Config(dict(model=dict(type='X'), default_scope='mmseg'))
