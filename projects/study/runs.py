@@ -210,7 +210,7 @@ def plan():
         for arm in ('none', PSA_P)
     ]
     runs += [(task, USUAL_START, seed) for seed in SEEDS[:3] for task in MAIN]
-    # Of step 4, seeds 0 to 2 had one interval above 0. These check it.
+    # Of step 4, seeds 0 to 2 had one interval above 0. These checked it.
     runs += [
         ('camvid-10', arm, seed)
         for seed in SEEDS[3:]
