@@ -76,7 +76,9 @@ def build(requirement, folder):
     # Debug symbols, which Python's own flags ask for, double the time.
     os.environ['CFLAGS'] = f'{os.environ.get("CFLAGS", "")} -g0'
     os.environ['MMCV_WITH_OPS'] = '1'
-    os.environ.setdefault('MAX_JOBS', str(os.cpu_count()))
+    # Those that this process may use; macOS does not say.
+    cores = getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count()))
+    os.environ.setdefault('MAX_JOBS', str(len(cores(0))))
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         wanted = scratch / 'requirements.txt'

@@ -210,5 +210,6 @@ def test_mim_search_lists_the_zoo():
     assert set(found) == set(ZOO)
     for name, fields in found.items():
         assert (REPO / fields['config']).is_file()
+        assert fields['parameters'] > 0
         assert fields['flops'] == ZOO[name][1]['Metadata']['FLOPs']
         assert fields['paper'] == 'https://arxiv.org/abs/2107.00782'

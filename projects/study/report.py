@@ -195,21 +195,29 @@ def summary_table():
     return table(['task', 'none', *pairs, 'seeds'], rows)
 
 
+def side(values):
+    """The side of 0 on which an interval is: 1, -1, or 0 if it is on both."""
+    low, high = interval(values) or (0, 0)
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def paragraph(text):
+    """The text in lines as long as those around it."""
+    return textwrap.fill(text, 88, break_on_hyphens=False)
+
+
 def answer():
     """Which differences of the comparison are clear, as a sentence."""
     found = []
     for task in MAIN:
         for arm, other in PAIRS:
             values = paired(task, arm, other)
-            bounds = interval(values)
-            if bounds and not bounds[0] <= 0 <= bounds[1]:
+            if side(values):
                 pair = f'{NAMES[arm]} over {NAMES[other]}'
                 found.append(f'{TITLES[task]}, {pair} {gain(values)}')
-    return textwrap.fill(
+    return paragraph(
         f'Of these {len(MAIN) * len(PAIRS)} intervals, '
-        f'{len(found)} do not contain 0: {"; ".join(found)}.',
-        88,
-        break_on_hyphens=False,
+        f'{len(found)} do not contain 0: {"; ".join(found)}.'
     )
 
 
@@ -332,25 +340,16 @@ def missing():
 
 def scratch_findings():
     """The differences from scratch whose interval is on one side of 0."""
-    gains, losses, count = [], [], 0
+    found = {1: [], 0: [], -1: []}
     for task in SCRATCH_TASKS:
         for arm in TASKS[task].arms:
             values = paired(task, arm, seeds=SCRATCH_SEEDS)
-            bounds = interval(values)
-            if arm == 'none' or bounds is None:
-                continue
-            count += 1
-            text = f'{task} {arm} {gain(values)}'
-            if bounds[0] > 0:
-                gains.append(text)
-            if bounds[1] < 0:
-                losses.append(text)
-    return textwrap.fill(
-        f'Of the {count} differences in these tables, these have an interval '
-        f'above 0: {", ".join(gains) or "none"}. Below 0: '
-        f'{", ".join(losses) or "none"}.',
-        88,
-        break_on_hyphens=False,
+            if arm != 'none' and interval(values):
+                found[side(values)].append(f'{task} {arm} {gain(values)}')
+    return paragraph(
+        f'Of the {sum(map(len, found.values()))} differences in these tables, '
+        f'these have an interval above 0: {", ".join(found[1]) or "none"}. '
+        f'Below 0: {", ".join(found[-1]) or "none"}.'
     )
 
 
@@ -384,11 +383,9 @@ def places():
             sums[arm] = sum(map(sum, both))
     ranking = sorted(sums, key=sums.get, reverse=True)
     text = ', '.join(f'{arm} {signed(sums[arm])}' for arm in ranking)
-    return textwrap.fill(
+    return paragraph(
         'The plan decides by these sums of the differences on LSPET and '
-        f'CamVid: {text}.',
-        88,
-        break_on_hyphens=False,
+        f'CamVid: {text}.'
     )
 
 

@@ -78,9 +78,7 @@ def test_metafile_has_measured_figures():
 @pytest.mark.parametrize('codec', [{}, dict(codec=[dict(type='UDP')])])
 def test_config_without_a_size_is_refused(codec):
     with pytest.raises(ValueError, match='must have crop_size .* or codec'):
-        complexity_of(
-            Config(dict(model=dict(type='X'), default_scope='mmseg'))
-        )
+        complexity_of(Config(dict(codec, model=dict(type='X'))))
 
 
 def test_table(capsys):
