@@ -92,7 +92,7 @@ PRETRAINED = {
 LR_MULT = {'lr0.3': 0.3, 'lr3': 3.0}  # by the end of the name
 
 
-def after_conv1(cfg, position='after_conv1', stages=(True,) * 4):
+def after_conv1(cfg, position='after_3x3', stages=(True,) * 4):
     """A plugin where the paper puts PSA: in every residual block."""
     return dict(backbone=[dict(cfg=cfg, stages=stages, position=position)])
 
