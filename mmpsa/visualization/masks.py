@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmpsa.plugins.sites import followed
 from mmpsa.plugins.stages import stage_of
-from mmpsa.plugins.validation import AFTER_STAGE
+from mmpsa.plugins.validation import AFTER_MODULE, AFTER_STAGE
 from mmpsa.psa import PolarizedSelfAttention
 
 _LEGEND = (
@@ -67,8 +66,9 @@ def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
     model, last = _unwrap(model), {}
     for name, module in model.named_modules():
         if isinstance(module, PolarizedSelfAttention):
-            stage = stage_of(model, followed(name))
             *path, plugin = name.split('.')
+            followed = [part for part in path if part != AFTER_MODULE]
+            stage = stage_of(model, '.'.join(followed))
             kind = plugin, AFTER_STAGE in path
             # The branches of HRNet differ in width.
             last[stage, kind, module.in_channels] = name, module

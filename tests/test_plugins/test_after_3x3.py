@@ -9,7 +9,7 @@ from torch import nn
 
 from mmpsa import declare_block, insert_plugins
 from mmpsa.plugins.blocks import CONV_POSITIONS, positions_of
-from mmpsa.plugins.sites import Sites
+from mmpsa.plugins.sites import SiteFinder
 
 # Their first larger convolution consists of several, or of others too: splits,
 # a ladder, split attention, a unit whose other branch has a convolution.
@@ -25,7 +25,10 @@ def everywhere(backbone, *positions):
     """Entries at the stages that have each position."""
     found = []
     for position in positions:
-        stages = [bool(stage.sites) for stage in Sites(backbone).at(position)]
+        stages = [
+            bool(stage.sites)
+            for stage in SiteFinder(backbone).find_by_stage(position)
+        ]
         if any(stages):
             found.append(entry(position, f'_{position}', stages=stages))
     return found

@@ -103,7 +103,7 @@ def test_a_sequential_is_not_blank():
     ):
         insert_plugins(layers, [entry('output')])
     nested = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU()))
-    with pytest.raises(ValueError, match=' 1 is a Sequential of single'):
+    with pytest.raises(ValueError, match=' it is a Sequential of single'):
         insert_plugins(nested, [entry('output')])
 
 
