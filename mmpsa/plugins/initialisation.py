@@ -12,7 +12,7 @@ from .identity import is_identity
 from .randomness import own_random_numbers
 
 
-def keep_start(root, widths):
+def keep_start(root, widths, renamed):
     """Let plugins keep their own initialisation in ``init_weights``.
 
     If ``root`` has been initialised already, this initialises the plugins.
@@ -21,9 +21,15 @@ def keep_start(root, widths):
         root (nn.Module): The module that has the plugins.
         widths (dict[str, int]): ``in_channels`` of the plugins, by their
             names in ``root``.
+        renamed (dict[str, str]): Names of plugins by those that they have in
+            older checkpoints.
     """
     extend(root, Root)
     root.plugin_widths = {**vars(root).get('plugin_widths', {}), **widths}
+    root.renamed_plugins = {
+        **vars(root).get('renamed_plugins', {}),
+        **renamed,
+    }
     if getattr(root, 'is_init', False):
         for name in widths:
             _initialise(root, name)
@@ -65,6 +71,12 @@ class Root(Extension):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         self._put_plugins_back()
+        for old, new in self.renamed_plugins.items():
+            for key in [
+                k for k in state_dict if k.startswith(f'{prefix}{old}.')
+            ]:
+                moved = prefix + new + key[len(prefix + old) :]
+                state_dict[moved] = state_dict.pop(key)
         self._report_missing(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -105,7 +105,15 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
         setattr(new.layer, 'plugin_path', where)
     for new in added:
         add_plugin(module, new.site, new.name, new.layer)
-    keep_start(module, {new.path: new.site.in_channels for new in added})
+    keep_start(
+        module,
+        {new.path: new.site.in_channels for new in added},
+        {
+            join(new.site.formerly, new.name): new.path
+            for new in added
+            if new.site.formerly
+        },
+    )
     watch(module, {new.path: new.layer for new in added})
     _log(module, entries, added)
     return [new.path for new in added]

@@ -51,7 +51,7 @@ class Site(NamedTuple):
     widths: Tuple[int, ...] = ()
     # The norm in the host that conv-bn fusion fuses with the module.
     norm: str = ''
-    formerly: str = ''  # another path, in older checkpoints
+    formerly: str = ''  # the path in checkpoints of version 1.0
 
     @property
     def path(self) -> str:
@@ -256,9 +256,13 @@ class SiteFinder:
                 if not name:
                     return Stage(reason='it is a Sequential of single layers')
                 (width,) = widths
-                site = self._after(name, width)
                 sites.append(
-                    site._replace(position=position, like=name, frozen=frozen)
+                    self._after(name, width)._replace(
+                        position=position,
+                        like=name,
+                        frozen=frozen,
+                        formerly=self._inside(name, position),
+                    )
                 )
                 continue
             sites += [
@@ -276,6 +280,17 @@ class SiteFinder:
                 for index, width in enumerate(widths)
             ]
         return Stage(sites)
+
+    def _inside(self, name, position):
+        """Where version 1.0 put a plugin after such a stage."""
+        inner = [
+            child
+            for child, module in self._root.get_submodule(
+                name
+            ).named_children()
+            if any(module.children())
+        ]
+        return join(name, inner[-1], position, '0') if inner else ''
 
     @cached_property
     def _widths(self) -> Dict[str, List[int]]:
