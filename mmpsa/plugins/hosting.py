@@ -6,6 +6,8 @@ from operator import attrgetter
 from torch import nn
 from torch.fx import Proxy
 
+from mmpsa.ops.operator import is_compiling
+
 from .blocks import CONV_POSITIONS
 from .extension import Extension, extend
 from .identity import check_shape, describe
@@ -206,4 +208,19 @@ def _run(plugin, x, module):
         plugin.train(module.training)
     output = plugin(x)
     check_shape(plugin, x, output)
-    return output
+    if is_compiling() or not _is_saved(output):
+        return output
+    # The block may add its residual to it in place.
+    return output.clone()
+
+
+def _is_saved(output):
+    """Whether the backward of what computed a tensor needs the tensor."""
+    node = output.grad_fn
+    if hasattr(node, '_saved_result'):
+        return True
+    saved = getattr(node, 'saved_tensors', ())  # of Python's functions
+    return any(
+        tensor is not None and tensor.data_ptr() == output.data_ptr()
+        for tensor in saved
+    )

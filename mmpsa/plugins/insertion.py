@@ -131,10 +131,12 @@ def _build_all(module, entries) -> List[_Insertion]:
     for entry, site in places:
         name, layer = build_plugin(module, entry, site)
         new = _Insertion(entry, site, name, layer)
-        if new.path in paths or _exists(module, new.path):
+        taken = _attribute(module, new.path)
+        if new.path in paths or taken is not None:
+            by = '' if taken is None else f' by a {type(taken).__name__}'
             raise PluginsError(
                 f"{entry.where}: the name '{name}' is taken in "
-                f'{site.path}; give the plugin another postfix inside '
+                f'{site.path}{by}; give the plugin another postfix inside '
                 "cfg, as in cfg=dict(type=…, postfix='1')"
             )
         paths.add(new.path)
@@ -146,12 +148,10 @@ def _order(position):
     return (position == AFTER_MODULE, position)
 
 
-def _exists(module, path):
+def _attribute(module, path):
     for name in path.split('.'):
-        if not hasattr(module, name):
-            return False
-        module = getattr(module, name)
-    return True
+        module = getattr(module, name, None)
+    return module
 
 
 def _fit(new, module):

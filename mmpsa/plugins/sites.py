@@ -206,10 +206,13 @@ class SiteFinder:
                     sites.append(self._in_block(path, block, position))
                 elif why_no_position(block, position):
                     others.append(
-                        f'{path}, a {type(block).__name__}, '
+                        f'{path} ({type(block).__name__}) '
                         f'{why_no_position(block, position)}'
                     )
-        none = f'{names[0]} has no blocks whose positions are known'
+        none = (
+            f'{names[0]} has no blocks whose positions are known '
+            '(mmpsa.declare_block tells those of your own)'
+        )
         return Stage(sites, '' if sites else (others or [none])[0])
 
     def _in_block(self, path, block, position):
@@ -358,14 +361,14 @@ class SiteFinder:
                         f'{name} has {attribute}={width}'
                     )
                 return width
-        return given or self._probed_width(entry, name)
+        return int(given or self._probed_width(entry, name))
 
     def _probed_width(self, entry, name):
         """The width of a module's output, found by running the network."""
         where = f"{entry.where}['modules']: "
         unknown = f'{where}the width of {name} is not known'
         remedy = (
-            'give it inside cfg: '
+            'name another module, or, if it returns N×C×H×W maps, give its C: '
             f'cfg=dict(type={entry.cfg["type"]!r}, in_channels=64)'
         )
         if not getattr(self._root, 'plugin_positions', True):

@@ -175,7 +175,7 @@ def test_declared_for_a_block_of_ones_own():
     declare_block(Block, after_conv1='small')
     with pytest.raises(
         ValueError,
-        match='Backbone takes no plugin after_3x3: layer1.0, a Block, has '
+        match='Backbone takes no plugin after_3x3: layer1.0 .Block. has '
         'after_conv1, and no after_3x3; .* larger than 1×1: '
         r"mmpsa.declare_block\(Block, after_3x3='…'\)",
     ):
@@ -198,7 +198,7 @@ def test_declared_for_a_block_of_ones_own():
     [
         (
             'SCNet50',
-            'SCNet takes no plugin after_3x3: layer1.0, a SCBottleneck, has '
+            'SCNet takes no plugin after_3x3: layer1.0 .SCBottleneck. has '
             'two 3×3 convolutions side by side: none is the first; it has '
             'after_conv1, after_conv2, after_conv3, after_stage',
         ),

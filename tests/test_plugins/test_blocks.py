@@ -93,7 +93,7 @@ def test_a_later_declaration_of_the_class_holds_for_its_subclasses():
 def test_a_name_that_no_block_has_is_named():
     mmpsa.declare_block(Block, after_conv1='bodi.0')
     with pytest.raises(
-        ValueError, match="layer1.0, a Block, has no module 'bodi.0'"
+        ValueError, match="layer1.0 .Block. has no module 'bodi.0'"
     ):
         insert(Block(), 'after_conv1')
 

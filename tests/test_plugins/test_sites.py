@@ -403,7 +403,7 @@ def test_a_block_without_expansion_has_no_first_position():
     entry = probe('after_conv1')
     with pytest.raises(
         ValueError,
-        match='layer1.0, a InvertedResidual, has no module .* for after_conv1',
+        match='layer1.0 .InvertedResidual. has no module .* for after_conv1',
     ):
         insert_plugins(backbone, [entry])
     backbone.layer2.append(backbone.layer1[0])
