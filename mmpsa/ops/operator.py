@@ -25,7 +25,15 @@ from torch.autograd import forward_ad
 from torch.library import Library
 
 from . import reference, torch_kernels
-from .spec import Spec, Weights, named, result_like, sizes
+from .spec import (
+    Spec,
+    Weights,
+    check_backward,
+    check_forward,
+    check_weights,
+    named,
+    result_like,
+)
 
 # 'reference' computes the equations line by line, the others compute the
 # collapsed form. A backend that cannot serve a case is replaced by the fastest
@@ -174,8 +182,9 @@ def polarized_self_attention(
         Tensor: N×C×H×W, of ``x``'s dtype.
 
     Raises:
-        ValueError: As in :func:`choose_backend`, and if ``weights`` are not
-            those of ``spec``.
+        ValueError: As in :func:`choose_backend`.
+        RuntimeError: If one of ``weights`` has another shape or device than
+            ``spec`` and ``x`` ask for, or is not of a floating-point dtype.
     """
     chosen = choose_backend(x, weights, spec, backend)
     if not is_compiling() and not _is_transformed():
@@ -186,9 +195,8 @@ def polarized_self_attention(
         ops = _OPS
         if chosen == 'triton' and not x.is_cuda:
             ops = torch.ops.mmpsa_interpreted
-        tensors = [weight for weight in weights if weight is not None]
-        _check_sizes(tensors, spec, x.shape[1])
-        return ops.psa.default(x, tensors, *spec)[0]
+        return ops.psa.default(x, _given(weights), *spec)[0]
+    _check_weights(x, weights, spec)
     with _without_autocast(x):
         if chosen == 'reference':
             return reference.polarized_self_attention(x, weights, spec)
@@ -208,8 +216,10 @@ def masks(x: Tensor, weights: Weights, spec: Spec) -> Masks:
 
     Raises:
         ValueError: As in :func:`choose_backend`.
+        RuntimeError: As in :func:`polarized_self_attention`.
     """
     _check(x, weights, spec)
+    _check_weights(x, weights, spec)
     with _without_autocast(x):
         _, channel, spatial = torch_kernels.forward(x, weights, spec)
     return Masks(channel, spatial)
@@ -222,9 +232,15 @@ def _check(x, weights, spec):
             f'x must be of a floating-point dtype, got {x.dtype}; '
             'convert it with x.float()'
         )
-    weight = weights.ch_wq if spec.has_channel else weights.sp_wq
+    name = 'ch_wq' if spec.has_channel else 'sp_wq'
+    weight = getattr(weights, name)
     if weight is None:
-        raise ValueError(f'weights must be those of {spec}, got {weights}')
+        raise ValueError(f'weights must have {name} for {spec}, got None')
+    if weight.dim() != 4:
+        raise ValueError(
+            f'{name} must be the weight of a 1×1 convolution, got shape '
+            f'{tuple(weight.shape)}'
+        )
     channels = weight.shape[1]
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f'x must be N×{channels}×H×W, got {tuple(x.shape)}')
@@ -236,14 +252,14 @@ def _check(x, weights, spec):
         )
 
 
-def _check_sizes(tensors, spec, channels):
-    """Kernels read as many numbers as they expect, whatever is there."""
-    expected, found = sizes(spec, channels), [x.numel() for x in tensors]
-    if found != expected:
-        raise ValueError(
-            f'the weights of {spec} must have {expected} numbers for '
-            f'{channels} channels, got {found}'
-        )
+def _given(weights):
+    return [weight for weight in weights if weight is not None]
+
+
+def _check_weights(x, weights, spec):
+    """What the operator does itself, for plain torch."""
+    if not torch.jit.is_tracing():  # it would record each shape
+        check_weights(x, _given(weights), spec)
 
 
 def _without_autocast(x):
@@ -317,7 +333,17 @@ _BACKWARD = (
 )
 
 
-def _forward_meta(x, weights, *spec):
+def _check_psa(dtypes, x, weights, *spec):
+    check_forward(x, weights, Spec(*spec), dtypes)
+
+
+def _check_psa_backward(dtypes, g, x, weights, maps, vectors, *spec):
+    spec = Spec(*spec)
+    check_forward(x, weights, spec, dtypes)
+    check_backward(g, x, maps, vectors, spec)
+
+
+def _empty_psa(x, weights, *spec):
     spec = Spec(*spec)
     images, channels, height, width = x.shape
     maps = spec.has_channel + spec.has_spatial
@@ -328,7 +354,7 @@ def _forward_meta(x, weights, *spec):
     )
 
 
-def _backward_meta(g, x, weights, maps, vectors, *spec):
+def _empty_psa_backward(g, x, weights, maps, vectors, *spec):
     return result_like(x), [w.new_empty(w.shape) for w in weights]
 
 
@@ -397,10 +423,11 @@ def _triton_kernel(name):
     return getattr(triton_kernels, name)
 
 
-def _guarded(name, fallback):
+def _guarded(name, check, fallback):
     """A Triton kernel whose failure does not end a training."""
 
     def run(*args):
+        check(_DTYPES['triton'], *args)
         if not SAFETY_NET:
             return _triton_kernel(name)(*args)
         if not _FAILED:
@@ -424,7 +451,7 @@ def _guarded(name, fallback):
 
 
 def _forward_fallback(x, weights, *spec):
-    y, maps, vectors = _forward_meta(x, weights, *spec)
+    y, maps, vectors = _empty_psa(x, weights, *spec)
     spec = Spec(*spec)
     y.copy_(torch_kernels.forward(x, named(weights, spec), spec).y)
     return y, maps, vectors
@@ -448,8 +475,19 @@ def _define(namespace: str, in_cpp: bool) -> Tuple[Library, Any]:
     ops = getattr(torch.ops, namespace)
     library.define(_FORWARD)
     library.define(_BACKWARD)
-    library.impl('psa', _forward_meta, 'Meta')
-    library.impl('psa_backward', _backward_meta, 'Meta')
+
+    def meta(check, empty):
+        def run(*args):
+            is_cpp = in_cpp and args[0].device.type == 'cpu'
+            check(_DTYPES['cpp' if is_cpp else 'triton'], *args)
+            return empty(*args)
+
+        return run
+
+    library.impl('psa', meta(_check_psa, _empty_psa), 'Meta')
+    library.impl(
+        'psa_backward', meta(_check_psa_backward, _empty_psa_backward), 'Meta'
+    )
     library.impl(
         'psa_backward',
         lambda *args: _backward_autograd(ops, *args),
@@ -492,8 +530,10 @@ _CPP_MISSING = _load_extension()
 _LIBRARY, _OPS = _define('mmpsa', in_cpp=_CPP_MISSING is None)
 if _HAS_TRITON:
     _KERNELS = {
-        'psa': _guarded('psa', _forward_fallback),
-        'psa_backward': _guarded('psa_backward', _backward_fallback),
+        'psa': _guarded('psa', _check_psa, _forward_fallback),
+        'psa_backward': _guarded(
+            'psa_backward', _check_psa_backward, _backward_fallback
+        ),
     }
     for _name, _kernel in _KERNELS.items():
         _LIBRARY.impl(_name, _kernel, 'CUDA')

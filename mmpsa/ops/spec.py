@@ -1,6 +1,6 @@
 """The form of the block, and the weights that it takes."""
 
-from typing import List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -88,7 +88,43 @@ class Weights(NamedTuple):
     ch_bu: Optional[Tensor] = None
 
 
-_OFFICIAL = ('ch_wq', 'ch_wv', 'ch_wz', 'sp_wq', 'sp_wv')
+def shapes(spec: Spec, channels: int) -> Dict[str, Tuple[int, ...]]:
+    """The shape of each weight that a spec has, in the operator's order."""
+    c, m = channels, max(channels // 2, 1)
+    if spec.has_value_map:
+        k = m // 4
+        return dict(
+            ch_wq=(1, c, 1, 1),
+            ch_wv=(m, c, 1, 1),
+            ch_wz=(k, m, 1, 1),
+            ch_bz=(k,),
+            ln_weight=(k, 1, 1),
+            ln_bias=(k, 1, 1),
+            sp_wq=(m, c, 1, 1),
+            sp_wv=(m, c, 1, 1),
+            ch_wu=(c, k, 1, 1),
+            ch_bu=(c,),
+        )
+    every = dict(
+        ch_wq=(1, c, 1, 1),
+        ch_bq=(1,),
+        ch_wv=(m, c, 1, 1),
+        ch_bv=(m,),
+        ch_wz=(c, m, 1, 1),
+        ch_bz=(c,),
+        ln_weight=(c,),
+        ln_bias=(c,),
+        sp_wq=(m, c, 1, 1),
+        sp_bq=(m,),
+        sp_wv=(m, c, 1, 1),
+        sp_bv=(m,),
+    )
+    return {
+        name: shape
+        for name, shape in every.items()
+        if (spec.has_spatial if name[:2] == 'sp' else spec.has_channel)
+        and (spec.variant == 'paper' or len(shape) == 4)
+    }
 
 
 def named(tensors: List[Tensor], spec: Spec) -> Weights:
@@ -96,26 +132,121 @@ def named(tensors: List[Tensor], spec: Spec) -> Weights:
 
     Args:
         tensors (list[Tensor]): The weights that ``spec`` has, in order.
-        spec (Spec): A spec without a value map.
+        spec (Spec): What they are for.
 
     Returns:
         Weights: The same weights by name.
     """
-    if spec.variant == 'official':
-        return Weights(**dict(zip(_OFFICIAL, tensors)))
-    first, last = 0 if spec.has_channel else 8, 12 if spec.has_spatial else 8
-    return Weights(**dict(zip(Weights._fields[first:last], tensors)))
+    return Weights(**dict(zip(shapes(spec, 0), tensors)))
 
 
-def sizes(spec: Spec, channels: int) -> List[int]:
-    """How many numbers each weight has, in the order of :func:`named`."""
-    inner = max(channels // 2, 1)
-    square = channels * inner
-    if spec.variant == 'official':
-        return [channels, square, square, square, square]
-    channel = [channels, 1, square, inner, square, *[channels] * 3]
-    spatial = [square, inner, square, inner]
-    return channel * spec.has_channel + spatial * spec.has_spatial
+def check_weights(x: Tensor, tensors: List[Tensor], spec: Spec) -> None:
+    """Refuse weights that are not those of a spec.
+
+    Args:
+        x (Tensor): N×C×H×W, the input.
+        tensors (list[Tensor]): The weights in order, without those that
+            ``spec`` does not have.
+        spec (Spec): What to compute.
+
+    Raises:
+        RuntimeError: If their number, or the shape, dtype or device of one,
+            is another than ``spec`` and ``x`` ask for.
+    """
+    channels = x.shape[1]
+    expected = shapes(spec, channels)
+    if len(tensors) != len(expected):
+        raise RuntimeError(
+            f'weights must be {len(expected)} tensors for {spec}, '
+            f'{", ".join(expected)}, got {len(tensors)}'
+        )
+    for tensor, (name, shape) in zip(tensors, expected.items()):
+        if tensor.shape != shape:
+            raise RuntimeError(
+                f'{name} must be of shape {shape} for {spec} and {channels} '
+                f'channels, got {tuple(tensor.shape)}'
+            )
+        if not tensor.is_floating_point():
+            raise RuntimeError(
+                f'{name} must be of a floating-point dtype, got {tensor.dtype}'
+            )
+        _check_device(tensor, name, x)
+
+
+def check_forward(
+    x: Tensor,
+    tensors: List[Tensor],
+    spec: Spec,
+    dtypes: Tuple[torch.dtype, ...],
+) -> None:
+    """Refuse what the kernels of ``mmpsa::psa`` cannot read safely.
+
+    ``csrc/contract.h`` is the same for the kernels in C++.
+
+    Args:
+        x (Tensor): The input.
+        tensors (list[Tensor]): The weights, as the operator takes them.
+        spec (Spec): What to compute.
+        dtypes (tuple[torch.dtype]): Those of ``x`` that have kernels.
+
+    Raises:
+        RuntimeError: If one of the arguments is not as it must be.
+    """
+    try:
+        spec.check()
+    except ValueError as error:  # torch's operators raise RuntimeError
+        raise RuntimeError(str(error)) from None
+    if spec.has_value_map:
+        raise RuntimeError(f'{spec} has no kernel')
+    if x.dim() != 4:
+        raise RuntimeError(f'x must be of shape N×C×H×W, got {tuple(x.shape)}')
+    for size in x.shape:
+        # Not an `if`: where sizes are symbols, it may have no answer yet.
+        torch._check(
+            size > 0,
+            lambda: f'x must have elements, got shape {tuple(x.shape)}',
+        )
+    if x.dtype not in dtypes:
+        raise RuntimeError(f'x must be of one of {dtypes}, got {x.dtype}')
+    check_weights(x, tensors, spec)
+
+
+def check_backward(
+    g: Tensor, x: Tensor, maps: Tensor, vectors: Tensor, spec: Spec
+) -> None:
+    """Refuse the same of ``mmpsa::psa_backward``, beside the forward's.
+
+    Args:
+        g (Tensor): The gradient of the output.
+        x (Tensor): The input, which has been checked.
+        maps (Tensor): What the forward returned.
+        vectors (Tensor): What the forward returned.
+        spec (Spec): What to compute.
+
+    Raises:
+        RuntimeError: If one of the arguments is not as it must be.
+    """
+    images, channels, height, width = x.shape
+    masks = spec.has_channel + spec.has_spatial
+    for name, tensor, shape, dtype in (
+        ('g', g, tuple(x.shape), x.dtype),
+        ('maps', maps, (masks, images, height * width), torch.float32),
+        ('vectors', vectors, (images, 8 * channels + 8), torch.float32),
+    ):
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise RuntimeError(
+                f'{name} must be of shape {shape} and {dtype}, got '
+                f'{tuple(tensor.shape)} and {tensor.dtype}'
+            )
+        _check_device(tensor, name, x)
+
+
+def _check_device(tensor, name, x):
+    if tensor.device != x.device:
+        raise RuntimeError(
+            f'{name} must be on the device of x, {x.device}, got '
+            f'{tensor.device}'
+        )
 
 
 def result_like(x: Tensor) -> Tensor:

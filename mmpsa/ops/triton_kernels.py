@@ -216,6 +216,7 @@ def psa_backward(
     # Row-major, however the weights lie.
     shapes = [t.new_empty(t.shape, dtype=torch.float32) for t in weights]
     d = named(shapes, spec)
+    maps, vectors = maps.contiguous(), vectors.contiguous()
     x, g, out = x.flatten(2), g.flatten(2), dx.flatten(2)
     images, channels, positions = x.shape
     plan = _plan(x)

@@ -18,6 +18,7 @@
 #include <tuple>
 #include <vector>
 
+#include "contract.h"
 #include "rows.h"
 
 namespace {
@@ -33,46 +34,11 @@ constexpr int64_t kLeastWork = 16 * 1024;  // elements that are worth a thread
 constexpr float kLarge = 1125899906842624.f;  // 2^50, as in algebra.py
 constexpr float kEps = 1e-5f;  // of LayerNorm
 
-// What a block computes, without its weights: mmpsa.ops.Spec.
-struct Spec {
-  bool official, has_channel, has_spatial, sequential;
-  float mask_scale;
-
-  Spec(c10::string_view variant, c10::string_view layout, double scale)
-      : official(variant == "official"),
-        has_channel(layout != "spatial"),
-        has_spatial(layout != "channel"),
-        sequential(layout == "sequential"),
-        mask_scale(scale) {}
-
-  // Whether the masks are multiplied, not added; one alone is, by ones.
-  bool product() const { return sequential || !has_channel || !has_spatial; }
-};
-
-// In the order of mmpsa.ops.Weights, without those of the value map.
-enum Name {
-  kChWq, kChBq, kChWv, kChBv, kChWz, kChBz, kGamma, kBeta,
-  kSpWq, kSpBq, kSpWv, kSpBv, kNames
-};
-
-// Those that a spec has.
-std::vector<Name> names_of(const Spec& spec) {
-  if (spec.official) return {kChWq, kChWv, kChWz, kSpWq, kSpWv};
-  std::vector<Name> names;
-  const int first = spec.has_channel ? kChWq : kSpWq;
-  const int last = spec.has_spatial ? kNames : kSpWq;
-  for (int name = first; name < last; ++name) names.push_back(Name(name));
-  return names;
-}
-
 // The weights, or their gradients, as float32.
 class Weights {
  public:
   Weights(const Spec& spec, at::TensorList tensors) {
     const auto names = names_of(spec);
-    TORCH_CHECK(
-        names.size() == tensors.size(), "expected ", names.size(),
-        " weights, got ", tensors.size());
     for (size_t i = 0; i < names.size(); ++i) {
       tensors_[names[i]] = tensors[i].to(at::kFloat).contiguous();
     }
@@ -909,6 +875,7 @@ std::tuple<Tensor, Tensor, Tensor> psa(
     c10::string_view layout,
     double mask_scale) {
   const Spec spec(variant, layout, mask_scale);
+  check_forward(input, weights, spec);
   const Tensor x = dense(input);
   const auto wide = x.options().dtype(at::kFloat).memory_format(
       at::MemoryFormat::Contiguous);
@@ -934,6 +901,9 @@ std::tuple<Tensor, std::vector<Tensor>> psa_backward(
     c10::string_view layout,
     double mask_scale) {
   const Spec spec(variant, layout, mask_scale);
+  check_forward(input, weights, spec);
+  check_backward(
+      gradient, input, maps, vectors, spec, Records::size(input.size(1)));
   const Tensor x = dense(input);
   const Tensor g = gradient.contiguous(
       x.is_contiguous() ? at::MemoryFormat::Contiguous
@@ -946,7 +916,7 @@ std::tuple<Tensor, std::vector<Tensor>> psa_backward(
   }
   const Weights all(spec, weights), gradients(spec, dweights);
   (x.scalar_type() == at::kFloat ? backward<float> : backward<BFloat16>)(
-      g, x, spec, all, maps, vectors, dx, gradients);
+      g, x, spec, all, maps.contiguous(), vectors.contiguous(), dx, gradients);
   for (size_t i = 0; i < dweights.size(); ++i) {
     dweights[i] = dweights[i].to(weights[i].scalar_type());
   }
