@@ -204,12 +204,17 @@ def draw_weights(module, std=0.5):
 
 
 def make_block(variant, layout, channels, **kwargs):
-    """A block with every parameter random."""
+    """A block with every parameter random, and its mask_scale not 1."""
     block = PolarizedSelfAttention(channels, layout, variant, **kwargs)
-    # With other seeds, a LayerNorm gets two numbers so close that float32
-    # cannot tell their difference.
-    torch.manual_seed(9)
-    return draw_weights(block)
+    torch.manual_seed(0)
+    draw_weights(block, std=1)
+    for parameter in block.parameters():
+        # A convolution returns numbers as large as those of its input.
+        wide = parameter.dim() == 4
+        parameter.data *= parameter[0].numel() ** -0.5 if wide else 0.5
+    if block.mask_scale is not None:
+        block.mask_scale.fill_(1.75)
+    return block
 
 
 def compare(block, x, tolerance, g=None, dtype=None):

@@ -319,17 +319,18 @@ def _warn_of_missing_extension():
     )
 
 
+# The weights are in the order of `shapes`. Where there is a mask_scale, it is
+# the last of them, and the backward returns no gradient for it.
 # The forward returns the gated input and, for the backward, maps and vectors.
 # maps is K×N×P: the logits of the channel attention, then of the spatial mask.
 # vectors is N×(8C + 8), in the layout of mmpsa/ops/csrc/cpu.cpp.
 _FORWARD = (
-    'psa(Tensor x, Tensor[] weights, str variant, str layout,'
-    ' float mask_scale) -> (Tensor, Tensor, Tensor)'
+    'psa(Tensor x, Tensor[] weights, str variant, str layout)'
+    ' -> (Tensor, Tensor, Tensor)'
 )
 _BACKWARD = (
     'psa_backward(Tensor g, Tensor x, Tensor[] weights, Tensor maps,'
-    ' Tensor vectors, str variant, str layout, float mask_scale)'
-    ' -> (Tensor, Tensor[])'
+    ' Tensor vectors, str variant, str layout) -> (Tensor, Tensor[])'
 )
 
 
@@ -355,7 +356,14 @@ def _empty_psa(x, weights, *spec):
 
 
 def _empty_psa_backward(g, x, weights, maps, vectors, *spec):
-    return result_like(x), [w.new_empty(w.shape) for w in weights]
+    learnt, _ = _split(weights, Spec(*spec))
+    return result_like(x), [w.new_empty(w.shape) for w in learnt]
+
+
+def _split(weights, spec):
+    """Those that have a gradient, and the one or none that has not."""
+    learnt = len(weights) - spec.has_mask_scale
+    return weights[:learnt], weights[learnt:]
 
 
 class _Autograd(torch.autograd.Function):
@@ -368,7 +376,10 @@ class _Autograd(torch.autograd.Function):
     def forward(ctx, ops, spec, x, *weights):
         with torch._C._AutoDispatchBelowAutograd():
             y, maps, vectors = ops.psa.default(x, list(weights), *spec)
-        ctx.save_for_backward(x, maps, vectors, *weights)
+        weights, scale = _split(weights, Spec(*spec))
+        # The same memory, but others may write it before the backward.
+        scale = [tensor.data for tensor in scale]
+        ctx.save_for_backward(x, maps, vectors, *weights, *scale)
         ctx.mark_non_differentiable(maps, vectors)
         ctx.ops, ctx.spec = ops, spec
         return y, maps, vectors
@@ -379,7 +390,8 @@ class _Autograd(torch.autograd.Function):
         dx, dweights = ctx.ops.psa_backward.default(
             g, x, weights, maps, vectors, *ctx.spec
         )
-        return None, None, dx, *dweights
+        rest = [None] * (len(weights) - len(dweights))
+        return None, None, dx, *dweights, *rest
 
 
 def _backward_autograd(ops, g, x, weights, maps, vectors, *spec):
@@ -394,13 +406,14 @@ def _backward_autograd(ops, g, x, weights, maps, vectors, *spec):
 
 def _backward_by_torch(g, x, weights, spec, create_graph):
     """The gradients, by computing the forward again."""
+    weights, scale = _split(weights, spec)
     tensors = [x, *weights]
     needed = [tensor for tensor in tensors if tensor.requires_grad]
     if not needed:  # g alone is differentiated, or this is below autograd
         needed = tensors = [t.detach().requires_grad_() for t in tensors]
     x, *weights = tensors
     with torch.enable_grad(), _without_autocast(x):
-        y = torch_kernels.forward(x, named(weights, spec), spec).y
+        y = torch_kernels.forward(x, named([*weights, *scale], spec), spec).y
         grads = iter(
             torch.autograd.grad(y, needed, g, create_graph=create_graph)
         )

@@ -14,20 +14,19 @@ LAYOUTS = {
 class Spec(NamedTuple):
     """What a block computes, without its weights.
 
-    ``variant``, ``layout`` and ``mask_scale`` are the same as in
+    ``variant`` and ``layout`` are the same as in
     :class:`mmpsa.PolarizedSelfAttention`.
     """
 
     variant: str
     layout: str
-    mask_scale: float = 1.0
 
     def check(self) -> None:
         """Refuse a form that does not exist.
 
         Raises:
-            ValueError: If ``variant`` is none of ``LAYOUTS``, ``layout`` is
-                none of the variant's, or ``mask_scale`` is not positive.
+            ValueError: If ``variant`` is none of ``LAYOUTS``, or ``layout``
+                is none of the variant's.
         """
         if self.variant not in LAYOUTS:
             raise ValueError(
@@ -38,10 +37,6 @@ class Spec(NamedTuple):
             raise ValueError(
                 f'layout must be one of {LAYOUTS[self.variant]} for '
                 f'variant={self.variant!r}, got {self.layout!r}'
-            )
-        if not self.mask_scale > 0:
-            raise ValueError(
-                f'mask_scale must be positive, got {self.mask_scale!r}'
             )
 
     @property
@@ -55,6 +50,11 @@ class Spec(NamedTuple):
         return self.layout != 'channel'
 
     @property
+    def has_mask_scale(self) -> bool:
+        """Whether the masks are the sigmoids times ``mask_scale``."""
+        return self.variant == 'paper' and self.layout != 'parallel'
+
+    @property
     def has_value_map(self) -> bool:
         """Whether a map of values, N×M×P, has to be computed.
 
@@ -64,12 +64,16 @@ class Spec(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The weights of the 1×1 convolutions and of LayerNorm.
+    """The weights of the 1×1 convolutions and of LayerNorm, ``mask_scale``.
 
     M×C in a comment stands for a weight of shape M×C×1×1, whose bias has M
     numbers. C is the number of input channels, M is max(C // 2, 1). LayerNorm
     has C numbers, with a value map M//4. Any floating-point dtype. A weight
     that the spec does not have is None.
+
+    ``mask_scale`` is one number, a tensor without dimensions. Each sigmoid
+    times it is a mask. No backend computes its gradient, and none copies it
+    to the host, so that it may be written at any time.
     """
 
     ch_wq: Optional[Tensor] = None  # 1×C, the channel mask's query
@@ -86,6 +90,7 @@ class Weights(NamedTuple):
     sp_bv: Optional[Tensor] = None
     ch_wu: Optional[Tensor] = None  # C×M//4, with a value map
     ch_bu: Optional[Tensor] = None
+    mask_scale: Optional[Tensor] = None
 
 
 def shapes(spec: Spec, channels: int) -> Dict[str, Tuple[int, ...]]:
@@ -119,12 +124,15 @@ def shapes(spec: Spec, channels: int) -> Dict[str, Tuple[int, ...]]:
         sp_wv=(m, c, 1, 1),
         sp_bv=(m,),
     )
-    return {
+    found = {
         name: shape
         for name, shape in every.items()
         if (spec.has_spatial if name[:2] == 'sp' else spec.has_channel)
         and (spec.variant == 'paper' or len(shape) == 4)
     }
+    if spec.has_mask_scale:
+        found['mask_scale'] = ()  # the last, as it has no gradient
+    return found
 
 
 def named(tensors: List[Tensor], spec: Spec) -> Weights:
@@ -151,7 +159,8 @@ def check_weights(x: Tensor, tensors: List[Tensor], spec: Spec) -> None:
 
     Raises:
         RuntimeError: If their number, or the shape, dtype or device of one,
-            is another than ``spec`` and ``x`` ask for.
+            is another than ``spec`` and ``x`` ask for; or if ``mask_scale``
+            requires a gradient.
     """
     channels = x.shape[1]
     expected = shapes(spec, channels)
@@ -171,6 +180,20 @@ def check_weights(x: Tensor, tensors: List[Tensor], spec: Spec) -> None:
                 f'{name} must be of a floating-point dtype, got {tensor.dtype}'
             )
         _check_device(tensor, name, x)
+        if name == 'mask_scale' and tensor.requires_grad:
+            raise RuntimeError(
+                'mask_scale must not require a gradient, because no backend '
+                'computes one; keep it a buffer'
+            )
+
+
+def scaled(mask: Tensor, weights: Weights) -> Tensor:
+    """A mask: a sigmoid times ``mask_scale``, where there is one."""
+    if weights.mask_scale is None:
+        return mask
+    # A copy is saved for the backward: before it runs, others may write the
+    # buffer (DistributedDataParallel does, at each forward).
+    return mask * weights.mask_scale.detach().clone()
 
 
 def check_forward(

@@ -14,14 +14,12 @@ namespace {
 // What a block computes, without its weights: mmpsa.ops.Spec.
 struct Spec {
   bool official, has_channel, has_spatial, sequential;
-  float mask_scale;
 
-  Spec(c10::string_view variant, c10::string_view layout, double scale)
+  Spec(c10::string_view variant, c10::string_view layout)
       : official(variant == "official"),
         has_channel(layout != "spatial"),
         has_spatial(layout != "channel"),
-        sequential(layout == "sequential"),
-        mask_scale(scale) {
+        sequential(layout == "sequential") {
     TORCH_CHECK(
         official || variant == "paper",
         "variant must be one of ('paper', 'official'), got '", variant, "'");
@@ -38,25 +36,29 @@ struct Spec {
 
   // Whether the masks are multiplied, not added; one alone is, by ones.
   bool product() const { return sequential || !has_channel || !has_spatial; }
+  // Whether a mask is its sigmoid times a number among the weights.
+  bool has_mask_scale() const { return product() && !official; }
 };
 
 // In the order of mmpsa.ops.Weights, without those of the value map.
 enum Name {
   kChWq, kChBq, kChWv, kChBv, kChWz, kChBz, kGamma, kBeta,
-  kSpWq, kSpBq, kSpWv, kSpBv, kNames
+  kSpWq, kSpBq, kSpWv, kSpBv, kMaskScale, kNames
 };
 
 constexpr const char* kNamesInPython[kNames] = {
     "ch_wq", "ch_bq", "ch_wv", "ch_bv", "ch_wz", "ch_bz", "ln_weight",
-    "ln_bias", "sp_wq", "sp_bq", "sp_wv", "sp_bv"};
+    "ln_bias", "sp_wq", "sp_bq", "sp_wv", "sp_bv", "mask_scale"};
 
 // Those that a spec has.
 inline std::vector<Name> names_of(const Spec& spec) {
   if (spec.official) return {kChWq, kChWv, kChWz, kSpWq, kSpWv};
   std::vector<Name> names;
   const int first = spec.has_channel ? kChWq : kSpWq;
-  const int last = spec.has_spatial ? kNames : kSpWq;
+  const int last = spec.has_spatial ? kMaskScale : kSpWq;
   for (int name = first; name < last; ++name) names.push_back(Name(name));
+  // The last, as it has no gradient.
+  if (spec.has_mask_scale()) names.push_back(kMaskScale);
   return names;
 }
 
@@ -68,6 +70,7 @@ inline std::vector<int64_t> shape_of(Name name, int64_t channels) {
     case kChWz: return {channels, inner, 1, 1};
     case kChBz: case kGamma: case kBeta: return {channels};
     case kChBv: case kSpBq: case kSpBv: return {inner};
+    case kMaskScale: return {};
     default: return {inner, channels, 1, 1};  // kChWv, kSpWq, kSpWv
   }
 }
@@ -103,6 +106,10 @@ inline void check_forward(
         weights[i].is_floating_point(), name,
         " must be of a floating-point dtype, got ", weights[i].scalar_type());
     check_device(weights[i], name, x);
+    TORCH_CHECK(
+        names[i] != kMaskScale || !weights[i].requires_grad(),
+        "mask_scale must not require a gradient, because no backend computes "
+        "one; keep it a buffer");
   }
 }
 
