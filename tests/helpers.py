@@ -15,12 +15,11 @@ from unittest import mock
 
 import torch
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.utils import digit_version
 from torch import nn
 
 from dev.small_backbones import BACKBONES
 from mmpsa import PolarizedSelfAttention  # registers the backbones too
-from mmpsa.compatibility import allow_checkpoint_classes
+from mmpsa.compatibility import allow_checkpoint_classes, release
 from mmpsa.ops import LAYOUTS, reference
 
 REPO = Path(__file__).resolve().parents[1]
@@ -104,7 +103,7 @@ def probes(module):
 
 # float16 on the CPU came later than torch 2.1.
 AUTOCAST_DTYPES = [torch.bfloat16]
-if digit_version(torch.__version__) >= digit_version('2.6.0'):
+if release(torch.__version__) >= (2, 6, 0):
     AUTOCAST_DTYPES.append(torch.float16)
 
 # Those that the paper's experiments take, and their kin.

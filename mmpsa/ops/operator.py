@@ -19,10 +19,11 @@ from typing import Any, Dict, NamedTuple, Optional, Set, Tuple
 
 import torch
 from mmengine.logging import print_log
-from mmengine.utils import digit_version
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import Library
+
+from mmpsa.compatibility import release
 
 from . import reference, torch_kernels
 from .spec import (
@@ -42,9 +43,9 @@ BACKENDS = ('reference', 'triton', 'cpp', 'torch')
 VARIABLE = 'MMPSA_BACKEND'
 
 # mmpsa is tested with the Triton versions that torch 2.4 and later bring.
-_HAS_TRITON = find_spec('triton') is not None and (
-    digit_version(torch.__version__) >= digit_version('2.4.0')
-)
+_HAS_TRITON = find_spec('triton') is not None and release(
+    torch.__version__
+) >= (2, 4, 0)
 # Triton's way to run kernels on a CPU, slowly.
 _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 _DTYPES = {

@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 from helpers import AUTOCAST_DTYPES, KINDS, make_block
-from mmengine.utils import digit_version
 from torch._dynamo.backends.debugging import aot_eager
 from torch.autograd import forward_ad, gradgradcheck
 from torch.func import functional_call, jvp, vmap
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mmpsa import PSA
+from mmpsa.compatibility import release
 from mmpsa.ops import BACKENDS, backends, operator, reference
 
 VALUE_MAP = ('official', 'sequential')
@@ -217,7 +217,7 @@ def test_transforms(variant, layout):
 
 
 @pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.7.0'),
+    release(torch.__version__) < (2, 7, 0),
     reason='compiled and exported look the same, and get plain torch',
 )
 @pytest.mark.parametrize('variant, layout', KINDS)
@@ -245,7 +245,7 @@ def test_compile(variant, layout):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.4.0'),
+    release(torch.__version__) < (2, 4, 0),
     reason='torch.library.opcheck came with torch 2.4',
 )
 @pytest.mark.parametrize('variant, layout', COLLAPSED)
@@ -271,7 +271,7 @@ def test_opcheck(variant, layout, backend):
 
 
 @pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.6.0'),
+    release(torch.__version__) < (2, 6, 0),
     reason='torch 2.1 cannot export a named tuple with properties',
 )
 @pytest.mark.parametrize('variant, layout', KINDS)

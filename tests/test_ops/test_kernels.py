@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import AUTOCAST_DTYPES, KINDS, compare, extremes, make_block
-from mmengine.utils import digit_version
 from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from mmpsa import PolarizedSelfAttention, ops
+from mmpsa.compatibility import release
 from mmpsa.ops import LAYOUTS, backends, polarized_self_attention
 
 pytestmark = pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')
@@ -466,7 +466,7 @@ def test_second_derivative(backend, variant, layout):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.4.0'),
+    release(torch.__version__) < (2, 4, 0),
     reason='the kernels serve from torch 2.4 on',
 )
 def test_kernels_compile_for_gpus(tmp_path):
