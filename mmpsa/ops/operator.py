@@ -11,6 +11,7 @@ operator.
 
 import logging
 import os
+import subprocess
 from contextlib import nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
@@ -163,7 +164,9 @@ def choose_backend(
         serves = interpreted or _CPP_MISSING is None
     else:
         return 'torch'
-    if kernel == 'triton' and (_FAILED or x.shape[1] > _TRITON_CHANNELS):
+    if kernel == 'triton' and (
+        x.shape[1] > _TRITON_CHANNELS or _is_refused(x, spec)
+    ):
         return 'torch'
     return kernel if serves and x.dtype in _DTYPES[kernel] else 'torch'
 
@@ -427,7 +430,36 @@ def _backward_by_torch(g, x, weights, spec, create_graph):
 
 # Tests run without it.
 SAFETY_NET = True
-_FAILED: Set[str] = set()
+# Kinds of blocks that Triton's kernels do not serve, because one of them
+# failed or was wrong; kernels and kinds that have been compared.
+_REFUSED: Set['_Kind'] = set()
+_COMPARED: Set[Tuple[str, '_Kind']] = set()
+# How far results may be from those of plain torch, in parts of the largest.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+
+
+class _Kind(NamedTuple):
+    """Blocks and inputs that a kernel is compiled for."""
+
+    spec: Spec
+    dtype: torch.dtype
+    channels: int
+    memory_format: str
+
+    def __str__(self):
+        return (
+            f'{self.spec.variant} {self.spec.layout}, {self.dtype}, '
+            f'{self.channels} channels, {self.memory_format}'
+        )
+
+
+def _kind_of(x, spec):
+    memory_format = 'with gaps'
+    if x.is_contiguous():
+        memory_format = 'NCHW'
+    elif x.is_contiguous(memory_format=torch.channels_last):
+        memory_format = 'channels_last'
+    return _Kind(spec, x.dtype, x.shape[1], memory_format)
 
 
 def _triton_kernel(name):
@@ -438,30 +470,126 @@ def _triton_kernel(name):
 
 
 def _guarded(name, check, fallback):
-    """A Triton kernel whose failure does not end a training."""
+    """A Triton kernel that neither ends nor spoils a training.
+
+    Plain torch serves kinds of blocks for which the kernel does not compile
+    or launch. It also serves those for which the first result differs.
+    """
+
+    def in_torch(*args):
+        with _without_autocast(args[0]):
+            return fallback(*args)
 
     def run(*args):
         check(_DTYPES['triton'], *args)
         if not SAFETY_NET:
             return _triton_kernel(name)(*args)
-        if not _FAILED:
-            try:
-                return _triton_kernel(name)(*args)
-            except torch.cuda.OutOfMemoryError:
+        x = args[0] if name == 'psa' else args[1]
+        kind = _kind_of(x, Spec(*args[-2:]))
+        if kind in _REFUSED:
+            return in_torch(*args)
+        try:
+            results = _triton_kernel(name)(*args)
+        except Exception as error:
+            if not _is_of_compiler_or_launch(error):
                 raise
-            except Exception as error:
-                _FAILED.add(name)
-                print_log(
-                    f'mmpsa: the Triton kernels of {name} failed, plain torch '
-                    'serves from now on. MMPSA_BACKEND=torch switches them '
-                    f'off. The failure: {type(error).__name__}: {error}',
-                    logger='current',
-                    level=logging.WARNING,
-                )
-        with _without_autocast(args[0]):
-            return fallback(*args)
+            _refuse(
+                kind,
+                f'the Triton kernels of {name} failed for {kind}. The failure '
+                f'was {type(error).__name__}: {error}',
+            )
+            return in_torch(*args)
+        if (name, kind) in _COMPARED or _is_capturing(x):
+            return results
+        try:
+            difference = _difference(
+                _compared(results), _compared(in_torch(*_in_double(args)))
+            )
+        except torch.cuda.OutOfMemoryError:
+            difference = 0.0  # there is no room to compare
+        if difference is None:  # the next call may say more
+            return results
+        _COMPARED.add((name, kind))
+        if difference <= _TOLERANCE[kind.dtype]:
+            return results
+        _refuse(
+            kind,
+            f'the Triton kernels of {name} are wrong for {kind}. Their result '
+            f'differs from that of plain torch by {difference:.2g} of the '
+            'largest value. Please report this, with what `python -m mmpsa` '
+            'prints',
+        )
+        return in_torch(*args)
 
     return run
+
+
+def _is_of_compiler_or_launch(error):
+    """The arguments have been checked, so that they are not the cause."""
+    is_full = isinstance(error, torch.cuda.OutOfMemoryError)
+    if is_full or 'out of memory' in str(error):
+        return False
+    return type(error).__module__.partition('.')[0] == 'triton' or isinstance(
+        error,
+        (RuntimeError, OSError, ImportError, subprocess.CalledProcessError),
+    )
+
+
+def _is_refused(x, spec):
+    # What is compiled has the operator, which asks again when it runs.
+    return not is_compiling() and _kind_of(x, spec) in _REFUSED
+
+
+def _refuse(kind, why):
+    _REFUSED.add(kind)
+    print_log(
+        f'mmpsa: {why}. Plain torch serves this kind of block from now on. '
+        'MMPSA_BACKEND=torch switches the kernels off',
+        logger='current',
+        level=logging.WARNING,
+    )
+
+
+def _is_capturing(x):
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _in_double(args):
+    """More exact than what is compared, also where float32 means TF32."""
+    for arg in args:
+        if torch.is_tensor(arg):
+            yield arg.double()
+        elif isinstance(arg, (list, tuple)):
+            yield [tensor.double() for tensor in arg]
+        else:
+            yield arg
+
+
+def _compared(results):
+    """The tensors whose values are defined: y, or all gradients."""
+    first, second, *_ = results
+    return [first] if torch.is_tensor(second) else [first, *second]
+
+
+def _difference(results, exact):
+    """The largest difference, in parts of the largest value of each tensor.
+
+    None if it says nothing: if the exact values are all zero, or not finite.
+    """
+    # As the kernel rounds them.
+    exact = [a.to(b.dtype).double() for a, b in zip(exact, results)]
+    peaks = [tensor.abs().max() for tensor in exact]
+    largest = torch.stack(peaks).max().item()
+    if not 0 < largest < float('inf'):
+        return None
+    differences = [
+        (ours.double() - tensor).abs().max()
+        # Some gradients are zero but for rounding. And below `tiny`, numbers
+        # have few digits.
+        / peak.clamp_min(max(1e-6 * largest, torch.finfo(ours.dtype).tiny))
+        for ours, tensor, peak in zip(results, exact, peaks)
+    ]
+    return torch.stack(differences).nan_to_num(nan=float('inf')).max().item()
 
 
 def _forward_fallback(x, weights, *spec):

@@ -9,6 +9,10 @@ read X once. Sums over positions are sums over the program's span. Between the
 passes, one program for each image adds up its spans and computes its vectors,
 by the equations of :mod:`mmpsa.ops.algebra`. The vectors that are kept have
 the layout of ``csrc/cpu.cpp``.
+
+``operator.py`` calls :func:`psa` and :func:`psa_backward` with arguments that
+it has checked, and compares their first results with plain torch. So they need
+no checks, and whatever Triton or CUDA raises may pass through.
 """
 
 from typing import List, NamedTuple, Tuple
