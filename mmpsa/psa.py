@@ -1,8 +1,10 @@
 """Polarized Self-Attention, https://arxiv.org/abs/2107.00782."""
 
+import logging
 from typing import List, Optional, Union
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, constant_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -50,10 +52,10 @@ class PolarizedSelfAttention(BaseModule):
             or sequential. Default: ``'paper'``.
         identity_init (bool): Start as exactly the identity function; needs
             ``variant='paper'``. All layouts but ``'parallel'`` then have
-            masks of twice the sigmoid. This factor is saved with the weights
-            as ``mask_scale``, and a block takes it from the state dict that
-            it loads. So weights compute the same function wherever they are
-            loaded. Default: False.
+            masks of twice the sigmoid. This factor is the buffer
+            ``mask_scale``, 1 or 2, which these layouts always have. A block
+            takes it from the state dict that it loads. So weights compute the
+            same function wherever they are loaded. Default: False.
         backend (str, optional): The backend to use if it can serve: one of
             :data:`mmpsa.ops.BACKENDS`. Without it, the environment variable
             ``MMPSA_BACKEND`` counts when the block is built. Without either,
@@ -67,12 +69,16 @@ class PolarizedSelfAttention(BaseModule):
             not allowed; if the variant does not allow the layout, the number
             of channels or ``identity_init``; or if ``identity_init`` and
             ``init_cfg`` are both given. In ``load_state_dict``: if the
-            weights are of another variant or layout. In ``forward`` and
-            ``masks``: if the input is not N×``in_channels``×H×W, is not of a
-            floating-point dtype, or is not on the device of the weights.
+            weights are of another variant or layout, or have a ``mask_scale``
+            that the block cannot have. In ``forward`` and ``masks``: if the
+            input is not N×``in_channels``×H×W, is not of a floating-point
+            dtype, or is not on the device of the weights.
     """
 
     _abbr_ = 'psa'
+    # 2: where the layout has a mask_scale, the state dict has it too. Before,
+    # a state dict had it only if it was not 1.
+    _version = 2
 
     def __init__(
         self,
@@ -112,6 +118,9 @@ class PolarizedSelfAttention(BaseModule):
             self._make_paper_layers()
         else:
             self._make_official_layers()
+        # Masks that are added need none: they sum to one at the identity.
+        scale = torch.ones(()) if self.spec.has_mask_scale else None
+        self.register_buffer('mask_scale', scale)
         self.reset_parameters()
 
     def _make_paper_layers(self):
@@ -166,11 +175,10 @@ class PolarizedSelfAttention(BaseModule):
                 elif module.bias is not None:
                     nn.init.zeros_(module.bias)
                 nn.init.normal_(module.weight, std=0.001)
-        self.mask_scale = 1.0
+        if self.mask_scale is not None:
+            # The identity's sigmoids are 1/2.
+            self.mask_scale.fill_(2 if self.identity_init else 1)
         if self.identity_init:
-            if self.layout != 'parallel':
-                # sigmoid(0) = 1/2: parallel masks sum to one, these do not.
-                self.mask_scale = 2.0
             if self.layout != 'spatial':
                 constant_init(self.ln, 0)
             if self.layout != 'channel':
@@ -185,7 +193,7 @@ class PolarizedSelfAttention(BaseModule):
     @property
     def spec(self) -> Spec:
         """What the block computes, without its weights."""
-        return Spec(self.variant, self.layout, self.mask_scale)
+        return Spec(self.variant, self.layout)
 
     @property
     def weights(self) -> Weights:
@@ -203,7 +211,9 @@ class PolarizedSelfAttention(BaseModule):
             tensor for layer in layers for tensor in (layer.weight, layer.bias)
         ]
         skipped = [None] * (8 if self.layout == 'spatial' else 0)
-        return Weights(*skipped, *tensors)
+        weights = Weights(*skipped, *tensors)
+        scale = self._buffers['mask_scale']
+        return weights if scale is None else weights._replace(mask_scale=scale)
 
     def _official_weights(self):
         up = self.conv_up
@@ -269,9 +279,6 @@ class PolarizedSelfAttention(BaseModule):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.mask_scale != 1:
-            scale = torch.tensor(self.mask_scale)
-            destination[prefix + 'mask_scale'] = scale
         # Beside the keys, which stay those of the re-implementation.
         metadata = getattr(destination, '_metadata', None)
         if metadata is not None:
@@ -288,23 +295,73 @@ class PolarizedSelfAttention(BaseModule):
                     f'build it with {name}={saved!r}, or delete the '
                     "state dict's _metadata to load them all the same"
                 )
-        scale = state_dict.pop(prefix + 'mask_scale', None)
-        if scale is not None:
-            if self.layout == 'parallel' or self.variant == 'official':
-                raise ValueError(
-                    f'{prefix[:-1] or "the block"}: the weights have a '
-                    f'mask_scale, {float(scale):g}. Only blocks of '
-                    "variant='paper' and another layout than 'parallel' have "
-                    'one; build it with the layout of the weights'
-                )
-            self.mask_scale = float(scale)
-        elif any(key.startswith(prefix) for key in state_dict):
-            # Weights saved without a factor were trained without one.
-            self.mask_scale = 1.0
+        self._prepare_mask_scale(state_dict, prefix, metadata)
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+
+    def _prepare_mask_scale(self, state_dict, prefix, metadata):
+        """Check or complete the ``mask_scale`` of a state dict."""
+        key, name = f'{prefix}mask_scale', prefix[:-1] or 'the block'
+        saved = _number(state_dict.get(key))
+        if self.mask_scale is None:
+            state_dict.pop(key, None)
+            if saved not in (None, 1):
+                raise ValueError(
+                    f'{name}: the weights have a mask_scale, {saved:g}. Only '
+                    "blocks of variant='paper' and another layout than "
+                    "'parallel' have one; build it with the layout of the "
+                    'weights'
+                )
+            return
+        own = _number(self.mask_scale)
+        if saved is not None and not saved > 0:
+            raise ValueError(
+                f'{name}: the mask_scale of the weights must be positive, '
+                f'got {saved:g}'
+            )
+        if None not in (saved, own) and saved != own:
+            _log(
+                f'{name}: mask_scale was {own:g}, and the weights set it to '
+                f'{saved:g}',
+                logging.INFO,
+            )
+        if key in state_dict or not any(
+            k.startswith(prefix) for k in state_dict
+        ):
+            return
+        version = metadata.get('version')
+        if version is not None and version < 2:
+            # Of the re-implementation, or saved when 1 was left out.
+            state_dict[key] = torch.ones_like(self.mask_scale, device='cpu')
+            if own not in (None, 1):
+                _log(
+                    f'{name}: the weights have no mask_scale, so they were '
+                    f'trained with 1. The block had {own:g} and now has 1',
+                    logging.WARNING,
+                )
+        elif version is None and own not in (None, 1):
+            _log(
+                f'{name}: the weights have no mask_scale, and no record of '
+                f'the class that saved them. The block keeps its own, '
+                f'{own:g}. If they were trained without one, as those of the '
+                're-implementation are, add it: '
+                f"state_dict['{key}'] = torch.ones(())",
+                logging.WARNING,
+            )
 
     def extra_repr(self) -> str:
         return (
             f'{self.in_channels}, layout={self.layout!r}, '
-            f'variant={self.variant!r}, mask_scale={self.mask_scale:g}'
+            f'variant={self.variant!r}'
         )
+
+
+def _number(tensor):
+    """The value of a tensor; None where there is none, as on ``meta``."""
+    try:
+        return None if tensor is None else float(tensor)
+    except RuntimeError:  # what meta and fake tensors raise
+        return None
+
+
+def _log(line, level):
+    print_log(line, logger='current', level=level)

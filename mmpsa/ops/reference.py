@@ -10,7 +10,7 @@ most of them. Shapes: X is N×C×H×W, P = H·W, M = max(C // 2, 1).
 import torch.nn.functional as F
 from torch import Tensor
 
-from .spec import Spec, Weights
+from .spec import Spec, Weights, scaled
 
 
 def polarized_self_attention(
@@ -27,15 +27,14 @@ def polarized_self_attention(
         Tensor: N×C×H×W.
     """
     channel_mask, spatial_mask = _MASKS[spec.variant]
-    scale = spec.mask_scale
     if spec.layout == 'channel':
-        return x * (scale * channel_mask(x, weights, spec))
+        return x * channel_mask(x, weights, spec)
     if spec.layout == 'spatial':
-        return x * (scale * spatial_mask(x, weights, spec))
-    y = x * (scale * channel_mask(x, weights, spec))
+        return x * spatial_mask(x, weights, spec)
+    y = x * channel_mask(x, weights, spec)
     if spec.layout == 'parallel':
-        return y + x * (scale * spatial_mask(x, weights, spec))
-    return y * (scale * spatial_mask(y, weights, spec))
+        return y + x * spatial_mask(x, weights, spec)
+    return y * spatial_mask(y, weights, spec)
 
 
 def _paper_channel(x, w, spec):
@@ -45,14 +44,14 @@ def _paper_channel(x, w, spec):
     context = (v @ q.transpose(1, 2)).unsqueeze(-1)  # N×M×1×1
     z = F.conv2d(context, w.ch_wz, w.ch_bz).flatten(1)  # N×C
     z = F.layer_norm(z, z.shape[1:], w.ln_weight, w.ln_bias)
-    return z.sigmoid()[:, :, None, None]
+    return scaled(z.sigmoid(), w)[:, :, None, None]
 
 
 def _paper_spatial(x, w, spec):
     q = F.conv2d(x, w.sp_wq, w.sp_bq).mean((2, 3)).softmax(-1)  # N×M, over M
     v = F.conv2d(x, w.sp_wv, w.sp_bv).flatten(2)  # N×M×P
     logits = q.unsqueeze(1) @ v  # N×1×P
-    return logits.sigmoid().unflatten(-1, x.shape[2:])
+    return scaled(logits.sigmoid(), w).unflatten(-1, x.shape[2:])
 
 
 def _official_channel(x, w, spec):

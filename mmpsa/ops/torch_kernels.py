@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .algebra import channel_mask, matrix, spatial_query, value_map_logits
-from .spec import Spec, Weights
+from .spec import Spec, Weights, scaled
 
 
 class Result(NamedTuple):
@@ -43,7 +43,7 @@ def forward(x: Tensor, weights: Weights, spec: Spec) -> Result:
         mean = wide.mean(-1)
     if spec.has_spatial:
         logits = _spatial_logits(wide, mean, channel, weights, spec)
-        spatial = spec.mask_scale * logits.sigmoid()  # N×P
+        spatial = scaled(logits.sigmoid(), weights)  # N×P
     y = _gate(wide, channel, spatial, spec).view(x.shape).to(dtype)
     return Result(
         y,

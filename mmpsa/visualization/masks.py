@@ -190,9 +190,10 @@ def draw_masks(record: MaskRecord) -> np.ndarray:
     axes[0, 2].text(0, 0.5, _LEGEND.format(width, height), va='center')
     for row, (name, masks) in zip(axes[1:], record.masks.items()):
         _draw_spatial(row[0], row[1], masks.spatial, record.image)
-        _draw_channel(row[2], masks.channel, masks.block.mask_scale)
         channels, height, width = masks.shape
         block = masks.block
+        scale = 1 if block.mask_scale is None else float(block.mask_scale)
+        _draw_channel(row[2], masks.channel, scale)
         row[0].set_title(f'spatial mask, {width}×{height}', fontsize='medium')
         row[2].set_title(
             f'{name}: {channels} channels, {block.layout} ({block.variant})',
