@@ -1,6 +1,7 @@
 """Counts the parameters and FLOPs of a config's model."""
 
 import copy
+from functools import partial
 from typing import Tuple
 
 import torch
@@ -9,6 +10,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 
+from mmpsa.ops import polarized_self_attention
 from mmpsa.psa import PolarizedSelfAttention
 
 
@@ -43,10 +45,17 @@ def complexity_of(cfg: Config, reference: bool = False) -> Tuple[int, int]:
     model = copy.deepcopy(cfg.model)  # segmentors write into theirs
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model = revert_sync_batchnorm(MODELS.build(model)).eval()
-    if reference:
+    if not reference:
+        # The analysis hooks every layer, and PSA calls its layers then.
         for module in model.modules():
             if isinstance(module, PolarizedSelfAttention):
-                module.backend = 'reference'
+                operator = partial(
+                    polarized_self_attention,
+                    weights=module.weights,  # type: ignore[arg-type]
+                    spec=module.spec,
+                    backend='torch',
+                )
+                setattr(module, 'forward', operator)
     # `forward` asks for data samples, which the analysis cannot pass
     model.forward = model._forward
     analyzer = FlopAnalyzer(model, torch.rand(1, 3, *size))

@@ -1,6 +1,7 @@
 """Polarized Self-Attention, https://arxiv.org/abs/2107.00782."""
 
 import logging
+from numbers import Integral
 from typing import List, Optional, Union
 
 import torch
@@ -8,6 +9,8 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule, constant_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.nn.modules.module import _has_any_global_hook
 
 from mmpsa.ops import (
     Masks,
@@ -17,7 +20,11 @@ from mmpsa.ops import (
     choose_backend,
     masks,
     polarized_self_attention,
+    reference,
 )
+from mmpsa.ops.operator import log_backend
+from mmpsa.ops.reference import Layers
+from mmpsa.ops.spec import dtype_remedy, named, without_autocast
 
 # Parameters by which a block is known in a state dict, and its variant.
 SIGNATURES = {
@@ -25,6 +32,11 @@ SIGNATURES = {
     'sp_wq.weight': 'paper',
     'conv_q_right.weight': 'official',
 }
+
+
+# Fake ones are those of an export or a compilation. Other subclasses of
+# tensors do something of their own when a layer is called.
+_PLAIN = {Tensor, nn.Parameter, FakeTensor}
 
 
 @MODELS.register_module(name=['PolarizedSelfAttention', 'PSA'])
@@ -63,6 +75,9 @@ class PolarizedSelfAttention(BaseModule):
         init_cfg (dict or list[dict], optional): As in
             :class:`mmengine.model.BaseModule`. It is applied after the
             block's own initialisation. Default: None.
+        device (torch.device or str, optional): Of the parameters, as in
+            torch's layers. Default: None.
+        dtype (torch.dtype, optional): Of the parameters. Default: None.
 
     Raises:
         ValueError: If an argument or ``MMPSA_BACKEND`` has a value that is
@@ -88,9 +103,15 @@ class PolarizedSelfAttention(BaseModule):
         identity_init: bool = False,
         backend: Optional[str] = None,
         init_cfg: Union[dict, List[dict], None] = None,
+        device: Union[torch.device, str, None] = None,
+        dtype: Optional[torch.dtype] = None,
     ):
         super().__init__(init_cfg)
-        if type(in_channels) is not int or in_channels < 1:  # nor a bool
+        if (
+            not isinstance(in_channels, Integral)  # numpy's, too
+            or isinstance(in_channels, bool)
+            or in_channels < 1
+        ):
             raise ValueError(
                 f'in_channels must be a positive int, got {in_channels!r}'
             )
@@ -109,37 +130,40 @@ class PolarizedSelfAttention(BaseModule):
                 'identity_init and init_cfg exclude each other, '
                 f'got init_cfg={init_cfg!r}'
             )
-        self.in_channels = in_channels
-        self.layout = layout
-        self.variant = variant
-        self.identity_init = identity_init
-        self.backend = check_backend(backend)
-        if variant == 'paper':
-            self._make_paper_layers()
-        else:
-            self._make_official_layers()
+        self.in_channels: int = int(in_channels)
+        self.layout: str = layout
+        self.variant: str = variant
+        self.identity_init: bool = identity_init
+        self.backend: Optional[str] = check_backend(backend)
+        make = dict(
+            paper=self._make_paper_layers, official=self._make_official_layers
+        )
+        make[variant](dict(device=device, dtype=dtype))
         # Masks that are added need none: they sum to one at the identity.
-        scale = torch.ones(()) if self.spec.has_mask_scale else None
+        scale = None
+        if self.spec.has_mask_scale:
+            scale = torch.ones((), device=device, dtype=dtype)
         self.register_buffer('mask_scale', scale)
+        self._remember_layers()
         self.reset_parameters()
 
-    def _make_paper_layers(self):
+    def _make_paper_layers(self, kind):
         channels, inner = self.in_channels, max(self.in_channels // 2, 1)
         if self.layout != 'spatial':
-            self.ch_wv = nn.Conv2d(channels, inner, 1)
-            self.ch_wq = nn.Conv2d(channels, 1, 1)
-            self.ch_wz = nn.Conv2d(inner, channels, 1)
-            self.ln = nn.LayerNorm(channels)
+            self.ch_wv = nn.Conv2d(channels, inner, 1, **kind)
+            self.ch_wq = nn.Conv2d(channels, 1, 1, **kind)
+            self.ch_wz = nn.Conv2d(inner, channels, 1, **kind)
+            self.ln = nn.LayerNorm(channels, **kind)
         if self.layout != 'channel':
-            self.sp_wv = nn.Conv2d(channels, inner, 1)
-            self.sp_wq = nn.Conv2d(channels, inner, 1)
+            self.sp_wv = nn.Conv2d(channels, inner, 1, **kind)
+            self.sp_wq = nn.Conv2d(channels, inner, 1, **kind)
 
-    def _make_official_layers(self):
+    def _make_official_layers(self, kind):
         channels, inner = self.in_channels, max(self.in_channels // 2, 1)
-        self.conv_q_right = nn.Conv2d(channels, 1, 1, bias=False)
-        self.conv_v_right = nn.Conv2d(channels, inner, 1, bias=False)
+        self.conv_q_right = nn.Conv2d(channels, 1, 1, bias=False, **kind)
+        self.conv_v_right = nn.Conv2d(channels, inner, 1, bias=False, **kind)
         if self.layout == 'parallel':
-            self.conv_up = nn.Conv2d(inner, channels, 1, bias=False)
+            self.conv_up = nn.Conv2d(inner, channels, 1, bias=False, **kind)
         else:
             squeezed = inner // 4
             if squeezed < 1:
@@ -149,13 +173,50 @@ class PolarizedSelfAttention(BaseModule):
                     f'in_channels // 8 channels, got {channels}'
                 )
             self.conv_up = nn.Sequential(
-                nn.Conv2d(inner, squeezed, 1),
-                nn.LayerNorm([squeezed, 1, 1]),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(squeezed, channels, 1),
+                nn.Conv2d(inner, squeezed, 1, **kind),
+                nn.LayerNorm([squeezed, 1, 1], **kind),
+                nn.ReLU(),
+                nn.Conv2d(squeezed, channels, 1, **kind),
             )
-        self.conv_q_left = nn.Conv2d(channels, inner, 1, bias=False)
-        self.conv_v_left = nn.Conv2d(channels, inner, 1, bias=False)
+        self.conv_q_left = nn.Conv2d(channels, inner, 1, bias=False, **kind)
+        self.conv_v_left = nn.Conv2d(channels, inner, 1, bias=False, **kind)
+
+    def _remember_layers(self):
+        """Keep what tells whether a layer is still what it is now.
+
+        In the operator's order: its names, its class, a size or ``eps``, and
+        the names of its parameters.
+        """
+        up = ['conv_up', 'conv_up.2', 'conv_up.0', 'conv_up.1']
+        if self.variant == 'paper':
+            order = ['ch_wq', 'ch_wv', 'ch_wz', 'ln', 'sp_wq', 'sp_wv']
+        elif self.layout == 'parallel':
+            order = ['conv_q_right', 'conv_v_right', 'conv_up']
+            order += ['conv_q_left', 'conv_v_left']
+        else:
+            order = ['conv_q_right', 'conv_v_right', *up]
+            order += ['conv_q_left', 'conv_v_left', 'conv_up.3']
+        layers = dict(self.named_modules())
+        keys = {nn.Conv2d: 'out_channels', nn.LayerNorm: 'eps'}
+        self._made = []
+        for name in order:
+            if name in layers:
+                layer = layers[name]
+                kind, key = type(layer), keys.get(type(layer))
+                parameters = [
+                    k for k, p in layer._parameters.items() if p is not None
+                ]
+                if kind is nn.Sequential or not key:
+                    parameters = []
+                self._made.append(
+                    (
+                        tuple(name.split('.')),
+                        kind,
+                        key,
+                        key and getattr(layer, key),
+                        tuple(parameters),
+                    )
+                )
 
     def reset_parameters(self):
         """Initialise as the authors trained, or as the identity.
@@ -196,49 +257,63 @@ class PolarizedSelfAttention(BaseModule):
         return Spec(self.variant, self.layout)
 
     @property
-    def weights(self) -> Weights:
-        """The weights by the operator's names."""
+    def weights(self) -> Optional[Weights]:
+        """The weights by the operator's names.
+
+        None if the block calls its layers instead (see :meth:`forward`).
+        """
+        tensors = self._plain_tensors()
+        return None if tensors is None else self._weights_of(tensors)
+
+    def _weights_of(self, tensors):
         if self.variant == 'official':
-            return self._official_weights()
-        names: List[str] = []
-        if self.layout != 'spatial':
-            names += 'ch_wq', 'ch_wv', 'ch_wz', 'ln'
-        if self.layout != 'channel':
-            names += 'sp_wq', 'sp_wv'
-        # Attributes of modules are slow: this is a sixth of a small forward.
-        layers = [self._modules[name] for name in names]
-        tensors = [
-            tensor for layer in layers for tensor in (layer.weight, layer.bias)
-        ]
-        skipped = [None] * (8 if self.layout == 'spatial' else 0)
+            return named(tensors, self.spec)
+        skipped = (None,) * (8 if self.layout == 'spatial' else 0)
         weights = Weights(*skipped, *tensors)
         scale = self._buffers['mask_scale']
         return weights if scale is None else weights._replace(mask_scale=scale)
 
-    def _official_weights(self):
-        up = self.conv_up
-        if self.layout == 'parallel':
-            ends = dict(ch_wz=up.weight)
-        else:
-            first, norm, _, last = up
-            ends = dict(
-                ch_wz=first.weight,
-                ch_bz=first.bias,
-                ln_weight=norm.weight,
-                ln_bias=norm.bias,
-                ch_wu=last.weight,
-                ch_bu=last.bias,
-            )
-        return Weights(
-            ch_wq=self.conv_q_right.weight,
-            ch_wv=self.conv_v_right.weight,
-            sp_wq=self.conv_q_left.weight,
-            sp_wv=self.conv_v_left.weight,
-            **ends,
-        )
+    def _plain_tensors(self):
+        """The tensors of the layers, in the operator's order.
+
+        Returns:
+            list[Tensor] or None: None if a layer is not what the constructor
+            made, so that it must be called.
+        """
+        if _has_any_global_hook():
+            return None
+        tensors = []
+        for names, kind, key, value, parameters in self._made:
+            # Attributes of modules are slow: reading the weights by them took
+            # a third of a small forward.
+            layer = self
+            for name in names:
+                layer = layer._modules[name]
+            state = layer.__dict__
+            if (
+                type(layer) is not kind
+                or state['_forward_hooks']
+                or state['_forward_pre_hooks']
+                or state['_backward_hooks']
+                or state['_backward_pre_hooks']
+                or 'forward' in state
+                or state.get(key) != value
+            ):
+                return None
+            for name in parameters:
+                tensor = state['_parameters'].get(name)
+                if type(tensor) not in _PLAIN:
+                    return None
+                tensors.append(tensor)
+        return tensors
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate ``x``.
+
+        Where every layer is what the constructor made, the operator reads
+        their weights. Otherwise the block calls its layers, by the equations
+        as they are written: so hooks, adapters, pruning, fake quantisation
+        and sharding of a layer count.
 
         Args:
             x (Tensor): N×C×H×W.
@@ -246,8 +321,41 @@ class PolarizedSelfAttention(BaseModule):
         Returns:
             Tensor: N×C×H×W, of the same dtype.
         """
-        return polarized_self_attention(
-            x, self.weights, self.spec, self.backend
+        weights = self.weights
+        if weights is None:
+            return self._by_layers(x).y
+        return polarized_self_attention(x, weights, self.spec, self.backend)
+
+    def _by_layers(self, x):
+        if x.dim() != 4 or not x.is_floating_point():
+            raise ValueError(
+                f'x must be N×{self.in_channels}×H×W, of a floating-point '
+                f'dtype, got {tuple(x.shape)}, {x.dtype}{dtype_remedy(x)}'
+            )
+        log_backend('layers', self.spec, x)
+        with without_autocast(x):
+            return reference.forward(
+                x, self._layers(), self.spec, self.mask_scale
+            )
+
+    def _layers(self):
+        layers = self._modules
+        if self.variant == 'paper':
+            found = {k: v for k, v in layers.items() if k in Layers._fields}
+            return Layers(**found)
+        return Layers(
+            ch_wq=layers['conv_q_right'],
+            ch_wv=layers['conv_v_right'],
+            ch_wz=layers['conv_up'],
+            sp_wq=layers['conv_q_left'],
+            sp_wv=layers['conv_v_left'],
+        )
+
+    def __prepare_scriptable__(self):
+        # of torch.jit.script
+        raise RuntimeError(
+            'PSA cannot be scripted: use torch.jit.trace, torch.export or '
+            'torch.compile'
         )
 
     def served_by(self, x: Tensor) -> str:
@@ -257,12 +365,16 @@ class PolarizedSelfAttention(BaseModule):
             x (Tensor): N×C×H×W.
 
         Returns:
-            str: One of :data:`mmpsa.ops.BACKENDS`.
+            str: One of :data:`mmpsa.ops.BACKENDS`, or ``'layers'`` if the
+            block calls its layers.
 
         Raises:
             ValueError: As in :meth:`forward`.
         """
-        return choose_backend(x, self.weights, self.spec, self.backend)
+        weights = self.weights
+        if weights is None:
+            return 'layers'
+        return choose_backend(x, weights, self.spec, self.backend)
 
     def masks(self, x: Tensor) -> Masks:
         """The masks with which :meth:`forward` gates ``x``.
@@ -275,7 +387,10 @@ class PolarizedSelfAttention(BaseModule):
             (float64 for a float64 input). A mask that the layout does not
             have is None.
         """
-        return masks(x, self.weights, self.spec)
+        weights = self.weights
+        if weights is None:
+            return Masks(*self._by_layers(x)[1:])
+        return masks(x, weights, self.spec)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)

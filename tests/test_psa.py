@@ -524,12 +524,13 @@ def test_masks(layout):
     torch.testing.assert_close(block(x), x * gate)
 
 
-def test_complexity_is_seen():
-    """By mmengine's analysis: two poolings and two logits a position."""
+def test_a_counter_that_hooks_layers_sees_the_equations():
+    """mmengine's analysis: two values and a query, one logit; two products."""
     channels, size = 64, 32
     block = PolarizedSelfAttention(channels)
     x = torch.randn(1, channels, size, size)
-    per_position = 4 * channels * size**2
-    on_vectors = 4 * channels * channels // 2  # wv, wz, sp_wq, sp_wv
+    inner, positions = channels // 2, size**2
+    per_position = 3 * channels * inner + channels + 2 * inner
     total = FlopAnalyzer(block, (x,)).total()
-    assert 0 <= total - per_position - on_vectors < 10 * channels
+    on_vectors = total - per_position * positions
+    assert 0 <= on_vectors - inner * channels < 10 * channels

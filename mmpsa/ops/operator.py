@@ -12,7 +12,6 @@ operator.
 import logging
 import os
 import subprocess
-from contextlib import nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +22,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import Library
+from torch.utils import flop_counter
 
 from mmpsa.compatibility import release
 
@@ -33,8 +33,10 @@ from .spec import (
     check_backward,
     check_forward,
     check_weights,
+    dtype_remedy,
     named,
     result_like,
+    without_autocast,
 )
 
 # 'reference' computes the equations line by line, the others compute the
@@ -191,17 +193,16 @@ def polarized_self_attention(
             ``spec`` and ``x`` ask for, or is not of a floating-point dtype.
     """
     chosen = choose_backend(x, weights, spec, backend)
-    if not is_compiling() and not _is_transformed():
-        _log(chosen, spec, x.dtype, x.device)
-        if chosen == 'torch' and not backend and _misses_extension(x, spec):
-            _warn_of_missing_extension()
+    log_backend(chosen, spec, x)
+    if chosen == 'torch' and not backend and _misses_extension(x, spec):
+        _warn_of_missing_extension()
     if chosen in ('cpp', 'triton'):
         ops = _OPS
         if chosen == 'triton' and not x.is_cuda:
             ops = torch.ops.mmpsa_interpreted
         return ops.psa.default(x, _given(weights), *spec)[0]
     _check_weights(x, weights, spec)
-    with _without_autocast(x):
+    with without_autocast(x):
         if chosen == 'reference':
             return reference.polarized_self_attention(x, weights, spec)
         return torch_kernels.forward(x, weights, spec).y
@@ -224,7 +225,7 @@ def masks(x: Tensor, weights: Weights, spec: Spec) -> Masks:
     """
     _check(x, weights, spec)
     _check_weights(x, weights, spec)
-    with _without_autocast(x):
+    with without_autocast(x):
         _, channel, spatial = torch_kernels.forward(x, weights, spec)
     return Masks(channel, spatial)
 
@@ -233,8 +234,8 @@ def _check(x, weights, spec):
     spec.check()
     if not x.is_floating_point():
         raise ValueError(
-            f'x must be of a floating-point dtype, got {x.dtype}; '
-            'convert it with x.float()'
+            f'x must be of a floating-point dtype, got {x.dtype}'
+            f'{dtype_remedy(x)}'
         )
     name = 'ch_wq' if spec.has_channel else 'sp_wq'
     weight = getattr(weights, name)
@@ -266,12 +267,6 @@ def _check_weights(x, weights, spec):
         check_weights(x, _given(weights), spec)
 
 
-def _without_autocast(x):
-    if x.is_meta:
-        return nullcontext()  # there is no autocast to leave
-    return torch.autocast(x.device.type, enabled=False)
-
-
 def _is_transformed():
     """Whether plain torch operations are wanted, to trace or to transform."""
     if is_compiling():
@@ -292,7 +287,12 @@ def _is_new_enough(device):
     return torch.cuda.get_device_properties(device).major >= 7
 
 
-# Once for each.
+def log_backend(backend: str, spec: Spec, x: Tensor) -> None:
+    """Log once for each kind of block and input who serves it."""
+    if not is_compiling() and not _is_transformed():
+        _log(backend, spec, x.dtype, x.device)
+
+
 @lru_cache(maxsize=1024)
 def _log(backend, spec, dtype, device):
     print_log(
@@ -306,6 +306,8 @@ def _log(backend, spec, dtype, device):
 def _misses_extension(x, spec):
     return (
         _CPP_MISSING is not None
+        and not is_compiling()
+        and not _is_transformed()
         and not spec.has_value_map
         and x.device.type == 'cpu'
         and x.dtype in _DTYPES['cpp']
@@ -416,7 +418,7 @@ def _backward_by_torch(g, x, weights, spec, create_graph):
     if not needed:  # g alone is differentiated, or this is below autograd
         needed = tensors = [t.detach().requires_grad_() for t in tensors]
     x, *weights = tensors
-    with torch.enable_grad(), _without_autocast(x):
+    with torch.enable_grad(), without_autocast(x):
         y = torch_kernels.forward(x, named([*weights, *scale], spec), spec).y
         grads = iter(
             torch.autograd.grad(y, needed, g, create_graph=create_graph)
@@ -477,7 +479,7 @@ def _guarded(name, check, fallback):
     """
 
     def in_torch(*args):
-        with _without_autocast(args[0]):
+        with without_autocast(args[0]):
             return fallback(*args)
 
     def run(*args):
@@ -670,6 +672,32 @@ def _load_extension():
 
 _CPP_MISSING = _load_extension()
 _LIBRARY, _OPS = _define('mmpsa', in_cpp=_CPP_MISSING is None)
+
+
+def _flops(x_shape, spec):
+    """Twice the multiply-adds of the collapsed form.
+
+    Of each position: two logits and two poolings. Of each image: four
+    products with M×C matrices.
+    """
+    images, channels, height, width = x_shape
+    spatial, channel = spec.has_spatial, spec.has_channel
+    each = channels * height * width * (3 * channel + spatial)
+    matrices = 2 * max(channels // 2, 1) * channels * (channel + spatial)
+    return 2 * images * (each + matrices)
+
+
+if hasattr(flop_counter, 'register_flop_formula'):  # from torch 2.2 on
+
+    @flop_counter.register_flop_formula(_OPS.psa)
+    def _forward_flops(x, weights, *spec, **kwargs):
+        return _flops(x, Spec(*spec))
+
+    @flop_counter.register_flop_formula(_OPS.psa_backward)
+    def _backward_flops(g, x, weights, maps, vectors, *spec, **kwargs):
+        return 2 * _flops(x, Spec(*spec))
+
+
 if _HAS_TRITON:
     _KERNELS = {
         'psa': _guarded('psa', _check_psa, _forward_fallback),

@@ -1,5 +1,6 @@
 """The form of the block, and the weights that it takes."""
 
+from contextlib import nullcontext
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -187,13 +188,21 @@ def check_weights(x: Tensor, tensors: List[Tensor], spec: Spec) -> None:
             )
 
 
-def scaled(mask: Tensor, weights: Weights) -> Tensor:
+class Result(NamedTuple):
+    """The gated input and its masks; None for a mask that does not exist."""
+
+    y: Tensor  # N×C×H×W
+    channel: Optional[Tensor]  # N×C×1×1
+    spatial: Optional[Tensor]  # N×1×H×W
+
+
+def scaled(mask: Tensor, mask_scale: Optional[Tensor]) -> Tensor:
     """A mask: a sigmoid times ``mask_scale``, where there is one."""
-    if weights.mask_scale is None:
+    if mask_scale is None:
         return mask
     # A copy is saved for the backward: before it runs, others may write the
     # buffer (DistributedDataParallel does, at each forward).
-    return mask * weights.mask_scale.detach().clone()
+    return mask * mask_scale.detach().clone()
 
 
 def check_forward(
@@ -277,3 +286,20 @@ def result_like(x: Tensor) -> Tensor:
     if x.is_contiguous(memory_format=torch.channels_last):
         return torch.empty_like(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def without_autocast(x: Tensor):
+    """A context in which autocast leaves the dtypes as they are."""
+    if x.is_meta:
+        return nullcontext()  # there is no autocast to leave
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def dtype_remedy(x: Tensor) -> str:
+    """The end of an error: what to do with an input of no floating dtype."""
+    if x.is_quantized:
+        return (
+            '. PSA computes in floating point: set psa.qconfig = None before '
+            'you prepare the model, and dequantise in front of the block'
+        )
+    return '; convert it with x.float()'
