@@ -3,7 +3,7 @@
 from typing import List, Optional, Union
 
 import torch
-from mmengine.model import BaseModule, constant_init, kaiming_init
+from mmengine.model import BaseModule, constant_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -149,19 +149,23 @@ class PolarizedSelfAttention(BaseModule):
         self.conv_v_left = nn.Conv2d(channels, inner, 1, bias=False)
 
     def reset_parameters(self):
-        """Initialise as the authors do (Kaiming), or as the identity.
+        """Initialise as the authors trained, or as the identity.
 
-        This sets ``mask_scale`` too.
-        ``conv_up`` keeps torch's own initialisation, as in the authors' code.
+        The weights of convolutions are drawn from N(0, 0.001) and their
+        biases are 0, as ``init_weights`` of the authors' HRNet leaves them
+        (``semantic-segmentation/network/hrnetv2.py`` of DeLightCMU/PSA). It
+        sets no biases, so those of ``conv_up`` stay torch's own. This sets
+        ``mask_scale`` too.
         """
         for name, module in self.named_modules():
-            if name.startswith('conv_up'):
-                if hasattr(module, 'reset_parameters'):
-                    module.reset_parameters()
-            elif isinstance(module, nn.Conv2d):
-                kaiming_init(module, mode='fan_in')
-            elif isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
+            elif isinstance(module, nn.Conv2d):
+                if name.startswith('conv_up'):
+                    module.reset_parameters()
+                elif module.bias is not None:
+                    nn.init.zeros_(module.bias)
+                nn.init.normal_(module.weight, std=0.001)
         self.mask_scale = 1.0
         if self.identity_init:
             if self.layout != 'parallel':

@@ -190,13 +190,25 @@ KINDS = [
 ]
 
 
+def draw_weights(module):
+    """Draw the parameters of PSA blocks, LayerNorm's and biases too.
+
+    By its own start, a block multiplies its input by nearly the same number,
+    whatever it computes.
+    """
+    for block in module.modules():
+        if isinstance(block, PolarizedSelfAttention):
+            for parameter in block.parameters():
+                nn.init.normal_(parameter, std=0.5)
+    return module
+
+
 def make_block(variant, layout, channels, **kwargs):
-    """A block with every parameter random, LayerNorm's and biases too."""
+    """A block with every parameter random."""
     torch.manual_seed(0)
-    block = PolarizedSelfAttention(channels, layout, variant, **kwargs)
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return block
+    return draw_weights(
+        PolarizedSelfAttention(channels, layout, variant, **kwargs)
+    )
 
 
 def compare(block, x, tolerance, g=None, dtype=None):

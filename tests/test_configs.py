@@ -1,6 +1,7 @@
 """Every config builds and trains; a PSA config is its base plus plugins."""
 
 import ast
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -30,6 +31,9 @@ SUFFIXES = {
     'p-official': dict(variant='official', layout='parallel'),
     's-official': dict(variant='official', layout='sequential'),
 }
+LENGTH = re.compile(r'-(\d+)k(?=_)')
+# The paper's schedule for segmentation; their bases have the baseline's.
+LONGER = [path for path in PSA_CONFIGS if re.search('-(52|208)k_', str(path))]
 INDEX = yaml.safe_load((REPO / 'model-index.yml').read_text())
 ZOO = {
     model['Name']: (Path(metafile), model)
@@ -122,6 +126,8 @@ def test_psa_config_adds_what_its_name_says(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stem, suffix = path.stem.split('_psa-')
     base = base_of(path)
+    if path in LONGER:
+        return check_schedule(path, base)
     assert Path(base).stem == stem
     # Inherited, not read, for inheriting from a scope marks what it takes.
     Path('baseline.py').write_text(f'_base_ = {base!r}')
@@ -138,9 +144,30 @@ def test_psa_config_adds_what_its_name_says(path, tmp_path, monkeypatch):
         assert plugin == dict(cfg=cfg, modules='fpn_convs.*')
     else:
         stages = plugin.pop('stages', (True,) * 4)
-        assert plugin == dict(cfg=cfg, position='after_conv1')
-        assert stages == ('official' not in suffix, True, True, True)
+        is_official = 'official' in suffix  # no Bottlenecks, as their code
+        place = 'after_conv1' if is_official else 'after_3x3'
+        assert plugin == dict(cfg=cfg, position=place)
+        assert stages == (not is_official, True, True, True)
     assert psa == baseline
+
+
+def check_schedule(path, base):
+    """Else equal to its base: 30 % longer, 5,000 iterations of warm-up."""
+    short, long = (Config.fromfile(ROOT / x).to_dict() for x in (base, path))
+    before, after = (int(LENGTH.search(str(x))[1]) for x in (base, path))
+    assert LENGTH.sub('', Path(base).stem) == LENGTH.sub('', path.stem)
+    assert long['train_cfg'].pop('max_iters') == 1000 * after
+    assert 10 * after == 13 * before
+    assert short['train_cfg'].pop('max_iters') == 1000 * before
+    warm_up, decay = long.pop('param_scheduler')
+    assert warm_up == dict(
+        type='LinearLR', start_factor=1e-3, end=5000, by_epoch=False
+    )
+    (theirs,) = short.pop('param_scheduler')
+    theirs.pop('_scope_', None)
+    assert theirs.pop('end') == 1000 * before
+    assert decay == dict(theirs, begin=5000, end=1000 * after)
+    assert long == short
 
 
 @pytest.mark.parametrize(

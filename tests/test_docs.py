@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from helpers import REPO
+from helpers import REPO, load_script
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -189,6 +189,12 @@ def test_faq_has_our_errors_as_they_read(call):
         )
         for heading in headings
     ), error.value
+
+
+def test_the_table_of_starts_is_what_its_command_writes():
+    start = load_script('docs/start.py')
+    page = (DOCS / 'psa.md').read_text()
+    assert start.write(page, start.table()) == page
 
 
 @pytest.mark.parametrize('codebase', BACKBONES)

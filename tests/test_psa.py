@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import load_script
+from helpers import KINDS, load_script, make_block, randomise
 from mmengine.analysis import FlopAnalyzer
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
@@ -118,6 +118,46 @@ def test_identity_init(layout, dtype):
     assert found and all(parameter.grad.any() for parameter in found)
 
 
+@pytest.mark.parametrize('initialised', [False, True])
+@pytest.mark.parametrize('variant, layout', KINDS)
+def test_default_start(variant, layout, initialised):
+    """That of the authors' HRNet: N(0, 0.001), biases 0."""
+    block = PSA(64, layout, variant)
+    if initialised:
+        randomise(block)
+        block.init_weights()
+    for name, module in block.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            assert module.weight.eq(1).all() and not module.bias.any()
+        elif isinstance(module, nn.Conv2d):
+            weight = module.weight
+            assert abs(weight.std() / 0.001 - 1) < 8 / weight.numel() ** 0.5
+            if name in ('conv_up.0', 'conv_up.3'):
+                # never set by the authors: torch's own
+                bound = weight[0].numel() ** -0.5
+                largest = module.bias.abs().max()
+                assert bound / 2 < largest <= bound
+            elif module.bias is not None:
+                assert not module.bias.any()
+
+
+@pytest.mark.parametrize('variant, layout', KINDS)
+def test_default_start_is_a_multiple_of_the_input(variant, layout):
+    """Of x in the parallel layout, of x/2 for each mask elsewhere."""
+    block = PSA(64, layout, variant)
+    if variant == 'official' and layout == 'sequential':
+        for name in ('conv_up.0', 'conv_up.3'):  # see the test above
+            nn.init.zeros_(block.get_submodule(name).bias)
+    torch.manual_seed(0)
+    x = torch.randn(4, 64, 32, 24).relu()
+    with torch.no_grad():
+        y = block(x)
+    factor = (x * y).sum() / (x * x).sum()
+    expected = dict(parallel=1, sequential=0.25).get(layout, 0.5)
+    assert abs(factor / expected - 1) < 0.005
+    assert (y - factor * x).norm() < 0.01 * (factor * x).norm()
+
+
 def test_second_init_weights_keeps_what_was_learnt():
     block = PolarizedSelfAttention(8, identity_init=True)
     block.init_weights()
@@ -145,7 +185,7 @@ def test_a_factor_is_refused_where_there_is_none(form):
 @pytest.mark.parametrize('load', [nn.Module.load_state_dict, load_state_dict])
 def test_rescaling_travels_with_the_weights(layout, load):
     rescaled = PolarizedSelfAttention(6, layout, identity_init=True)
-    plain = PolarizedSelfAttention(6, layout)
+    plain = make_block('paper', layout, 6)
     x = torch.randn(2, 6, 4, 4)
     expected = plain(x)
 
@@ -214,34 +254,21 @@ def test_publishing_keeps_the_record(saved, tmp_path):
         load_state_dict(Model('parallel'), published['state_dict'])
 
 
-def test_initialisation():
-    """Kaiming over the fan-in, zero bias, LayerNorm at (1, 0)."""
-    torch.manual_seed(0)
-    block = PolarizedSelfAttention(256)
-    for parameter in block.parameters():
-        nn.init.constant_(parameter, 7)
-    block.init_weights()
-    for name in ('ch_wv', 'ch_wz', 'sp_wv', 'sp_wq'):
-        conv = getattr(block, name)
-        std = (2 / conv.in_channels) ** 0.5
-        assert abs(conv.weight.std().item() / std - 1) < 0.05
-        assert not conv.bias.any()
-    assert block.ln.weight.eq(1).all() and not block.ln.bias.any()
-
-
 def test_init_cfg_has_the_last_word():
     block = PolarizedSelfAttention(
-        8, init_cfg=dict(type='Constant', val=3, layer='Conv2d')
+        64, init_cfg=dict(type='Kaiming', layer='Conv2d')
     )
+    assert block.ch_wv.weight.std() < 0.002
     block.init_weights()
-    assert block.ch_wv.weight.eq(3).all()
+    # of mmengine's defaults: fan_out, 32
+    assert abs(block.ch_wv.weight.std() / (2 / 32) ** 0.5 - 1) < 0.1
     assert block.ln.weight.eq(1).all()
 
 
 @pytest.mark.parametrize('layout', LAYOUTS['paper'])
 def test_masks(layout):
     """What masks() returns is what forward gates with."""
-    block = PolarizedSelfAttention(8, layout)
+    block = make_block('paper', layout, 8)
     x = torch.randn(2, 8, 5, 6)
     channel, spatial = block.masks(x)
     assert (channel is None) == (layout == 'spatial')

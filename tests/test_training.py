@@ -1,9 +1,11 @@
 """What mmengine's runner does to a model with plugins in its backbone."""
 
 import copy
+import random
 from contextlib import contextmanager
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from helpers import (
     BACKBONES,
     Probe,
     build,
+    draw_weights,
     images,
     positions,
     randomise,
@@ -27,6 +30,8 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import METRICS, MODELS
 from mmengine.runner import Runner
 from torch import nn
+
+from mmpsa import PolarizedSelfAttention
 
 
 @MODELS.register_module()
@@ -168,7 +173,7 @@ def start(tmp_path_factory):
     """
     path = tmp_path_factory.mktemp('start') / 'start.pth'
     torch.manual_seed(0)
-    model = MODELS.build(still_norms())
+    model = draw_weights(MODELS.build(still_norms()))
     torch.save(dict(state_dict=model.state_dict()), path)
     return path
 
@@ -247,6 +252,81 @@ def test_fine_tuning_starts_at_the_checkpoint(codebase, layout, tmp_path):
     assert metrics[0] == metrics[1] != 0
 
 
+@MODELS.register_module()
+class RandomToy(Toy):
+    """Draws random numbers to start and in each step."""
+
+    def __init__(self, backbone):
+        super().__init__(backbone)
+        self.head = nn.Sequential(nn.Dropout(0.5), self.head)
+
+
+@MODELS.register_module()
+class FrozenPSA(PolarizedSelfAttention):
+    _abbr_ = 'psa'
+
+    def __init__(self, in_channels):
+        super().__init__(in_channels, identity_init=True)
+        self.requires_grad_(False)
+
+
+class RandomPictures(Pictures):
+    """Augmented by all three generators."""
+
+    def __getitem__(self, index):
+        x = super().__getitem__(index)['x']
+        noise = torch.rand(()) + np.random.rand() + random.random()
+        return dict(x=x * noise.float())
+
+
+def losses(work_dir, plugins, workers):
+    """The losses of five iterations."""
+    backbone = dict(BACKBONES['mmpose']['ResNet18'], plugins=plugins)
+    runner = Runner(
+        dict(type='RandomToy', backbone=dict(backbone, _scope_='mmpose')),
+        str(work_dir),
+        train_dataloader=dict(
+            batch_size=4,
+            dataset=RandomPictures(),
+            sampler=dict(type='InfiniteSampler', shuffle=True),
+            collate_fn=dict(type='pseudo_collate'),
+            num_workers=workers,
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=5),
+        optim_wrapper=dict(optimizer=dict(type='Adam', lr=1e-2)),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        log_processor=dict(window_size=1, by_epoch=False),
+        randomness=dict(seed=0),
+        default_scope='mmengine',
+        experiment_name=f'{work_dir.name} {workers} {plugins}'.replace(
+            '/', ''
+        ),
+    )
+    runner.train()
+    return list(runner.message_hub.get_scalar('train/loss')._log_history)
+
+
+@pytest.mark.parametrize(
+    'workers, place',
+    [
+        (0, dict(position='after_3x3')),
+        (0, dict(position='after_stage')),
+        (0, dict(modules='layer2.*')),
+        (2, dict(position='after_3x3')),
+    ],
+)
+def test_plugins_change_no_other_random_number(workers, place, tmp_path):
+    """Weights, dropout, order and augmentation of the data: bit for bit."""
+    expected = losses(tmp_path, [], workers)
+    assert len({*expected}) == 5
+    psa = dict(place, cfg=dict(type='PSA', identity_init=True))
+    trained = losses(tmp_path, [psa], workers)
+    assert trained[0] == expected[0]
+    assert trained != expected
+    frozen = dict(place, cfg=dict(type='FrozenPSA'))
+    assert losses(tmp_path, [frozen], workers) == expected
+
+
 @contextmanager
 def process_group(folder, rank=0, world_size=1):
     dist.init_process_group(
@@ -271,7 +351,7 @@ def distributed_gradients(rank, folder):
     """What one process of two has after a step with its half of a batch."""
     with process_group(folder, rank, world_size=2):
         torch.manual_seed(rank)
-        model = MODELS.build(still_norms()).train()
+        model = draw_weights(MODELS.build(still_norms())).train()
         wrapped = MMDistributedDataParallel(model)
         gradients(wrapped, images(batch=4)[2 * rank : 2 * rank + 2])
     return model
@@ -329,6 +409,7 @@ def test_autocast_through_a_backbone(dtype):
         'ResNet18',
         plugins=[dict(cfg=dict(type='PSA'), position='after_conv1')],
     )
+    draw_weights(backbone)
     with torch.autocast('cpu', dtype=dtype):
         out = backbone(images())[-1]
     assert out.dtype == dtype

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import REPO, run_script
+from helpers import REPO, draw_weights, run_script
 from helpers import build as build_backbone
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -68,7 +68,7 @@ def model_cfg(*plugins, name='ResNet18', **preprocessor):
 
 def build(*plugins, **kwargs):
     torch.manual_seed(0)
-    return MODELS.build(model_cfg(*plugins, **kwargs)).eval()
+    return draw_weights(MODELS.build(model_cfg(*plugins, **kwargs))).eval()
 
 
 def pictures(count=2, size=64, channels=3):

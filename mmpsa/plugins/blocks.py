@@ -1,7 +1,7 @@
 """Where the positions of each kind of block are."""
 
 from operator import attrgetter
-from typing import Dict, NamedTuple, Optional, Union
+from typing import Callable, Dict, NamedTuple, Optional, Union
 
 from torch import nn
 
@@ -29,83 +29,138 @@ def input_of(module: str) -> Anchor:
     return Anchor(module, after=False)
 
 
-BLOCK_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
+CONV_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
+# The paper's place: after the first convolution of a block, in the order of
+# its forward, whose kernel is larger than 1×1.
+AFTER_3X3 = 'after_3x3'
+BLOCK_POSITIONS = (*CONV_POSITIONS, AFTER_3X3)
+Positions = Dict[str, Union[Anchor, Callable[[nn.Module], Anchor]]]
 # No module reads all of the position; the block has upstream's own plugins.
 NATIVE = None
+
+
+def _outputs(*modules: str) -> Positions:
+    """The positions at the outputs of modules, in order."""
+    return {
+        name: Anchor(module) for name, module in zip(CONV_POSITIONS, modules)
+    }
+
+
+def _first_3x3(position: str, positions: Positions) -> Positions:
+    """Add ``after_3x3``, another name of one of the positions."""
+    return {**positions, AFTER_3X3: positions[position]}
+
+
 # The last position is the output of the last norm, before the residual is
 # added. The other positions are the input of the next convolution: the block
 # calls one ReLU several times, so they cannot be the output of the ReLU.
-_BASIC_BLOCK = {
-    'after_conv1': Anchor('conv2', False, 'conv1.out_channels'),
-    'after_conv2': Anchor('norm2', True, 'conv2.out_channels'),
-}
-_BOTTLENECK = {
-    'after_conv1': Anchor('conv2', False, 'conv1.out_channels'),
-    'after_conv2': Anchor('conv3', False),
-    'after_conv3': Anchor('norm3', True, 'conv3.out_channels'),
-}
-# conv2 is split into several, which read parts of conv1's output.
-_BOTTLE2NECK = dict(
-    _BOTTLENECK, after_conv1=Anchor(NATIVE, width='conv1.out_channels')
+_BASIC_BLOCK = _first_3x3(
+    'after_conv1',
+    {
+        'after_conv1': Anchor('conv2', False, 'conv1.out_channels'),
+        'after_conv2': Anchor('norm2', True, 'conv2.out_channels'),
+    },
 )
-# mmpretrain's is not NATIVE: it has no plugins of its own.
-_PLAIN_BOTTLE2NECK = {
-    name: _BOTTLENECK[name] for name in ('after_conv2', 'after_conv3')
+_BOTTLENECK = _first_3x3(
+    'after_conv2',
+    {
+        'after_conv1': Anchor('conv2', False, 'conv1.out_channels'),
+        'after_conv2': Anchor('conv3', False),
+        'after_conv3': Anchor('norm3', True, 'conv3.out_channels'),
+    },
+)
+# conv2 is split into several, which read parts of conv1's output.
+_BOTTLE2NECK: Positions = {
+    **_BOTTLENECK,
+    'after_conv1': Anchor(NATIVE, width='conv1.out_channels'),
 }
-# Two branches that both read the block's input: conv1-k1 and conv2-scconv.
-_SC_BOTTLENECK = {
+# mmpretrain's is not NATIVE: it has no plugins of its own.
+_PLAIN_BOTTLE2NECK: Positions = {
+    name: anchor
+    for name, anchor in _BOTTLENECK.items()
+    if name != 'after_conv1'
+}
+# Two branches that both read the block's input: conv1-k1 and conv2-scconv. So
+# neither of their 3×3 convolutions is the first.
+_SC_BOTTLENECK: Positions = {
     'after_conv1': Anchor('k1', False, 'conv1.out_channels'),
     'after_conv2': Anchor('scconv', False, 'conv2.out_channels'),
     'after_conv3': Anchor('norm3', True, 'conv3.out_channels'),
 }
-
-
-def _outputs(*modules):
-    """The positions at the outputs of modules, in order."""
-    return {
-        name: Anchor(module) for name, module in zip(BLOCK_POSITIONS, modules)
-    }
-
-
-# Convolution, norm and activation are one ConvModule.
-_TWO_MODULES = _outputs('conv1', 'conv2')
-_THREE_MODULES = _outputs('conv1', 'conv2', 'conv3')
+# Convolution, norm and activation are one ConvModule. Of two, the first is
+# 3×3 in some blocks, and 1×1 in others.
+_TWO_3X3 = _first_3x3('after_conv1', _outputs('conv1', 'conv2'))
+_1X1_AND_3X3 = _first_3x3('after_conv2', _outputs('conv1', 'conv2'))
+_THREE_MODULES = _first_3x3('after_conv2', _outputs('conv1', 'conv2', 'conv3'))
 # The second or both are depthwise separable; CSPLayer gives a
 # DarknetBottleneck as many output channels as input channels.
-_DARKNET_BLOCK = {
-    'after_conv1': Anchor('conv1'),
-    'after_conv2': Anchor('conv2', width='conv1.in_channels'),
-}
-_CSPNEXT_BLOCK = {
-    'after_conv1': Anchor('conv1', width='conv2.depthwise_conv.in_channels'),
-    'after_conv2': Anchor('conv2', width='conv2.pointwise_conv.out_channels'),
-}
+_DARKNET_BLOCK = _first_3x3(
+    'after_conv2',
+    {
+        'after_conv1': Anchor('conv1'),
+        'after_conv2': Anchor('conv2', width='conv1.in_channels'),
+    },
+)
+_CSPNEXT_BLOCK = _first_3x3(
+    'after_conv1',
+    {
+        'after_conv1': Anchor(
+            'conv1', width='conv2.depthwise_conv.in_channels'
+        ),
+        'after_conv2': Anchor(
+            'conv2', width='conv2.pointwise_conv.out_channels'
+        ),
+    },
+)
 # Its second convolution is a ladder of small ones, put together again.
-_RSB = {
-    'after_conv1': Anchor('conv_bn_relu1'),
-    'after_conv2': Anchor('conv_bn3', False),
-    'after_conv3': Anchor('conv_bn3'),
-}
+_RSB = _first_3x3(
+    'after_conv2',
+    {
+        'after_conv1': Anchor('conv_bn_relu1'),
+        'after_conv2': Anchor('conv_bn3', False),
+        'after_conv3': Anchor('conv_bn3'),
+    },
+)
 # Expansion, depthwise convolution (before the block's own attention) and
 # projection; some have no expansion.
-_INVERTED = _outputs('expand_conv', 'depthwise_conv', 'linear_conv')
-_INVERTED_V2 = _outputs('conv.-3', 'conv.-2', 'conv.-1')
-_SHUFFLE_V1 = _outputs(
-    'g_conv_1x1_compress', 'depthwise_conv3x3_bn', 'g_conv_1x1_expand'
+_INVERTED = _first_3x3(
+    'after_conv2', _outputs('expand_conv', 'depthwise_conv', 'linear_conv')
+)
+_INVERTED_V2 = _first_3x3(
+    'after_conv2', _outputs('conv.-3', 'conv.-2', 'conv.-1')
+)
+_SHUFFLE_V1 = _first_3x3(
+    'after_conv2',
+    _outputs(
+        'g_conv_1x1_compress', 'depthwise_conv3x3_bn', 'g_conv_1x1_expand'
+    ),
 )
 # The other branch is there in the first unit of a stage alone.
-_SHUFFLE_V2 = _outputs('branch2.0', 'branch2.1', 'branch2.2')
+_SHUFFLE_V2 = _first_3x3(
+    'after_conv2', _outputs('branch2.0', 'branch2.1', 'branch2.2')
+)
+
+
+def _first_3x3_of_stdc(block: nn.Module) -> Anchor:
+    if block.with_downsample and block.fusion_type == 'cat':
+        return Anchor('downsample')  # 3×3, between the first two
+    name = 'after_conv1' if block.with_downsample else 'after_conv2'
+    return _STDC_LAYERS[name]
+
+
 # With fusion_type='add', the first includes the block's downsampling.
-_STDC = {
-    **_outputs('layers.0', 'layers.1', 'layers.2'),
+_STDC_LAYERS = {
     'after_conv1': Anchor('layers.0', width='layers.1.in_channels'),
+    'after_conv2': Anchor('layers.1'),
+    'after_conv3': Anchor('layers.2'),
 }
-_UNET = _outputs('convs.0', 'convs.1', 'convs.2')
+_STDC: Positions = {**_STDC_LAYERS, AFTER_3X3: _first_3x3_of_stdc}
+_UNET = _first_3x3('after_conv1', _outputs('convs.0', 'convs.1', 'convs.2'))
 # By the class that defines the block's forward. Subclasses without a forward
 # of their own have the same positions; other subclasses need their own line.
-_BLOCKS = {
-    'mmdet.models.backbones.darknet.ResBlock': _TWO_MODULES,
-    'mmdet.models.backbones.efficientnet.EdgeResidual': _TWO_MODULES,
+_BLOCKS: Dict[str, Positions] = {
+    'mmdet.models.backbones.darknet.ResBlock': _1X1_AND_3X3,
+    'mmdet.models.backbones.efficientnet.EdgeResidual': _TWO_3X3,
     'mmdet.models.backbones.res2net.Bottle2neck': _BOTTLE2NECK,
     'mmdet.models.backbones.resnest.Bottleneck': _BOTTLENECK,
     'mmdet.models.backbones.resnet.BasicBlock': _BASIC_BLOCK,
@@ -129,8 +184,8 @@ _BLOCKS = {
     'mmpose.models.backbones.vipnas_resnet.ViPNAS_Bottleneck': _BOTTLENECK,
     'mmpose.models.utils.csp_layer.CSPNeXtBlock': _CSPNEXT_BLOCK,
     'mmpose.models.utils.csp_layer.DarknetBottleneck': _DARKNET_BLOCK,
-    'mmpretrain.models.backbones.cspnet.DarknetBottleneck': _TWO_MODULES,
-    'mmpretrain.models.backbones.efficientnet.EdgeResidual': _TWO_MODULES,
+    'mmpretrain.models.backbones.cspnet.DarknetBottleneck': _1X1_AND_3X3,
+    'mmpretrain.models.backbones.efficientnet.EdgeResidual': _TWO_3X3,
     'mmpretrain.models.backbones.mobilenet_v2.InvertedResidual': _INVERTED_V2,
     'mmpretrain.models.backbones.res2net.Bottle2neck': _PLAIN_BOTTLE2NECK,
     'mmpretrain.models.backbones.resnest.Bottleneck': _BOTTLENECK,
@@ -145,7 +200,7 @@ _BLOCKS = {
     'mmseg.models.backbones.resnet.Bottleneck': _BOTTLENECK,
     'mmseg.models.backbones.stdc.STDCModule': _STDC,
     'mmseg.models.backbones.unet.BasicConvBlock': _UNET,
-    'mmseg.models.utils.basic_block.BasicBlock': _TWO_MODULES,
+    'mmseg.models.utils.basic_block.BasicBlock': _TWO_3X3,
     'mmseg.models.utils.basic_block.Bottleneck': _THREE_MODULES,
     'mmseg.models.utils.inverted_residual.InvertedResidual': _INVERTED_V2,
     'mmseg.models.utils.inverted_residual.InvertedResidualV3': _INVERTED,
@@ -162,13 +217,15 @@ def declare_block(block: type, **positions: Union[str, Anchor]) -> None:
 
     Args:
         block (type): The class of the block, a subclass of ``nn.Module``.
-        positions: ``after_conv1``, ``after_conv2`` or ``after_conv3``, one or
-            more. Each value is the name of a module in the block: plugins
-            read and replace its output, or its input if you give
-            ``mmpsa.input_of(name)``. In a dotted name, ``-1`` is the last
-            item of a Sequential. The forward must call the module once. The
-            module must know its channels. Convolutions, norms and mmcv's
-            ``ConvModule`` do, and so does a Sequential of them.
+        positions: ``after_conv1``, ``after_conv2``, ``after_conv3`` or
+            ``after_3x3``, one or more; the last is the first convolution
+            whose kernel is larger than 1×1. Each value is the name of a
+            module in the block: plugins read and replace its output, or its
+            input if you give ``mmpsa.input_of(name)``. In a dotted name,
+            ``-1`` is the last item of a Sequential. The forward must call the
+            module once. The module must know its channels. Convolutions,
+            norms and mmcv's ``ConvModule`` do, and so does a Sequential of
+            them.
 
     Raises:
         TypeError: If ``block`` is not a module class, or a value is not a
@@ -182,7 +239,7 @@ def declare_block(block: type, **positions: Union[str, Anchor]) -> None:
             f'positions of {block.__name__} must be some of '
             f'{BLOCK_POSITIONS}, got {tuple(positions)}'
         )
-    anchors = {}
+    anchors: Positions = {}
     for position, anchor in positions.items():
         if isinstance(anchor, str):
             anchor = Anchor(anchor)
@@ -197,9 +254,17 @@ def declare_block(block: type, **positions: Union[str, Anchor]) -> None:
 
 
 def positions_of(block: nn.Module) -> Dict[str, Anchor]:
-    """The positions of a module, by name; empty if it is no block."""
-    found = {}
-    for position, anchor in _anchors_of(block).items():
+    """The positions of a module, by name; empty if it is no block.
+
+    ``after_3x3`` is the last. Its anchor may be that of another position.
+    """
+    found, declared = {}, _anchors_of(block)
+    for position in BLOCK_POSITIONS:
+        anchor = declared.get(position)
+        if anchor is None:
+            continue
+        if callable(anchor):
+            anchor = anchor(block)
         name = anchor.child
         if name is not NATIVE:
             name = _find(block, name)
@@ -208,14 +273,23 @@ def positions_of(block: nn.Module) -> Dict[str, Anchor]:
     return found
 
 
-def describe_positions(block: nn.Module) -> str:
-    """Say which positions a module has; ``''`` if it is no block."""
-    positions = positions_of(block)
-    if positions:
-        return f'has {" and ".join(positions)}'
-    return ' and '.join(
-        f'has no module {anchor.child!r} for {position}'
-        for position, anchor in _anchors_of(block).items()
+def why_no_position(block: nn.Module, position: str) -> str:
+    """Say why a module lacks a position; ``''`` if it is no block."""
+    declared = _anchors_of(block)
+    if not declared:
+        return ''
+    kind = type(block).__name__
+    if position in declared:
+        return f'has no module {declared[position].child!r} for {position}'
+    found = ' and '.join(positions_of(block))
+    if position != AFTER_3X3:
+        return f'has {found}'
+    if declared is _SC_BOTTLENECK:
+        return 'has two 3×3 convolutions side by side: none is the first'
+    return (
+        f'has {found}, and no {AFTER_3X3}; name the module of its first '
+        'convolution larger than 1×1: '
+        f"mmpsa.declare_block({kind}, {AFTER_3X3}='…')"
     )
 
 

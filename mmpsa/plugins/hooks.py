@@ -7,7 +7,7 @@ from typing import List
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from .blocks import BLOCK_POSITIONS, Anchor
+from .blocks import CONV_POSITIONS, Anchor
 from .probing import apply_to_maps, is_map
 
 
@@ -20,7 +20,7 @@ def run_natively(block: nn.Module, position: str, name: str):
     """Let upstream's plugin code in a block run the block's child ``name``."""
     if not block.with_plugins:
         block.with_plugins = True
-        for each in BLOCK_POSITIONS:
+        for each in CONV_POSITIONS:
             setattr(block, f'{each}_plugin_names', [])
     getattr(block, f'{position}_plugin_names').append(name)
 

@@ -2,9 +2,14 @@
 
 import copy
 import logging
+from contextlib import ExitStack, contextmanager
 
+import mmengine.model  # noqa: F401 its weight initialisers
 import torch
 from mmengine.logging import print_log
+from mmengine.registry import WEIGHT_INITIALIZERS
+
+from .randomness import own_random_numbers
 
 
 def protect_initialisation(root, layers):
@@ -14,58 +19,56 @@ def protect_initialisation(root, layers):
 
     Args:
         root (nn.Module): The module that has the plugins.
-        layers (list[nn.Module]): The plugins.
+        layers (dict[str, nn.Module]): The plugins, by name in ``root``.
     """
     if getattr(root, 'is_init', False):
-        for layer in layers:
-            _initialise(layer)
+        for name, layer in layers.items():
+            _initialise(root, name, layer)
         return
     if not isinstance(vars(root).get('init_weights'), InitWeights):
         root.init_weights = InitWeights(root)
-    root.init_weights.layers.extend(layers)
+    root.init_weights.layers.update(layers)
 
 
-def _initialise(layer):
+def _initialise(root, name, layer):
     for method in ('init_weights', 'reset_parameters'):
         if hasattr(layer, method):
-            return getattr(layer, method)()
+            with own_random_numbers(root, name):
+                getattr(layer, method)()
+            break
 
 
 class InitWeights:
     """An ``init_weights`` that keeps the initialisation of the plugins.
 
-    A module's ``init_cfg`` initialises every convolution in the module, also
-    those of the plugins. mmengine calls a plugin's own ``init_weights`` before
-    that, or never, depending on the modules in between. This class restores
-    the plugins' initialisation after the module's, and before a
-    ``Pretrained`` checkpoint is loaded.
+    A module's ``init_cfg`` initialises every convolution in the module, and
+    draws random numbers for each. So this class takes the plugins out of the
+    module while upstream initialises it. It puts them back, and initialises
+    them, before a ``Pretrained`` checkpoint is loaded.
     """
 
     def __init__(self, root):
         self.root = root
-        self.layers = []
+        self.layers = {}
 
     def __call__(self, *args, **kwargs):
         root = self.root
         upstream = getattr(type(root), 'init_weights', _nothing)
         if getattr(root, 'is_init', False):  # upstream warns, nothing else
             return upstream(root, *args, **kwargs)
-        own = []
-        for layer in self.layers:
-            _initialise(layer)
-            own.append((layer, copy.deepcopy(layer.state_dict())))
 
-        def restore(*_):
-            while own:
-                layer, state_dict = own.pop()
-                layer.load_state_dict(state_dict)
-                _record(layer)
+        hidden = ExitStack()
+        hidden.callback(self._initialise)
+        hidden.enter_context(_without_plugins(_own_modules(root)))
+
+        def put_back(*_):
+            hidden.close()
 
         def dump():
-            restore()
+            hidden.close()
             type(root)._dump_init_info(root)
 
-        handle = root._register_load_state_dict_pre_hook(restore)
+        handle = root._register_load_state_dict_pre_hook(put_back)
         # before other hooks, which may read the weights
         root._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
         # mmengine writes its log before this returns
@@ -73,25 +76,85 @@ class InitWeights:
         try:
             upstream(root, *args, **kwargs)
         finally:
+            hidden.close()
             handle.remove()
             del root._dump_init_info
-        restore()
+
+    def _initialise(self):
+        # mmengine's record of who set which parameter. It has no entries for
+        # plugins that were not there when it was made.
+        infos = getattr(self.root, '_params_init_info', None)
+        if infos is not None:
+            for module in self.root.modules():
+                module._params_init_info = infos
+        for name, layer in self.layers.items():
+            _record(layer, infos)
+            _initialise(self.root, name, layer)
+            _record(layer, infos)
 
 
-def _record(layer):
-    """Tell mmengine's log of the initialisation who set the weights."""
-    infos = getattr(layer, '_params_init_info', {})
+def _record(layer, infos):
+    if infos is None:
+        return
     for parameter in layer.parameters():
-        if parameter in infos:
-            infos[parameter].update(
-                init_info='Initialized by the plugin '
-                f'{type(layer).__name__} itself ',
-                tmp_mean_value=parameter.data.mean().cpu(),
-            )
+        infos[parameter].update(
+            init_info=f'Initialized by the plugin {type(layer).__name__} '
+            'itself ',
+            tmp_mean_value=parameter.data.mean().cpu(),
+        )
 
 
 def _nothing(root):
     """Stands in for the ``init_weights`` of a module that has none."""
+
+
+def _own_modules(root):
+    """The modules in a root, but for those in roots of their own."""
+    yield root
+    for child in root.children():
+        if not isinstance(vars(child).get('init_weights'), InitWeights):
+            yield from _own_modules(child)
+
+
+@contextmanager
+def _without_plugins(hosts):
+    """Take the plugins that are children of some modules out of them."""
+    children = [(host, dict(host._modules)) for host in hosts]
+    for host, modules in children:
+        for name, module in modules.items():
+            if getattr(module, 'is_plugin', False):
+                del host._modules[name]
+    try:
+        yield
+    finally:
+        for host, modules in children:
+            # The order is that of the state dict.
+            modules.update(host._modules)
+            host._modules.clear()
+            host._modules.update(modules)
+
+
+class _PastPlugins:
+    """A weight initialiser of mmengine that plugins are not there for.
+
+    A model's ``init_cfg`` is applied before its backbone's ``init_weights``.
+    """
+
+    def __call__(self, module):
+        # not of the module itself: that may be a plugin with an init_cfg
+        with _without_plugins([*module.modules()]):
+            super().__call__(module)
+
+
+for _name, _initialiser in dict(WEIGHT_INITIALIZERS.module_dict).items():
+    if _name != 'Pretrained':
+        WEIGHT_INITIALIZERS.register_module(
+            name=_name,
+            module=type(
+                _initialiser.__name__, (_PastPlugins, _initialiser), {}
+            ),
+            force=True,
+        )
 
 
 def report_missing_weights(root, layers):

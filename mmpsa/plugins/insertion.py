@@ -25,7 +25,8 @@ from .initialisation import (
     protect_initialisation,
     report_missing_weights,
 )
-from .sites import Site, Sites
+from .randomness import own_random_numbers
+from .sites import AFTER_MODULE, Site, Sites
 from .usage import watch
 from .validation import Entry, PluginsError, validate
 
@@ -44,7 +45,11 @@ class _Insertion(NamedTuple):
 
     @property
     def path(self):
-        return f'{self.site.path}.{self.name}'.lstrip('.')
+        return _join(self.site.path, self.name)
+
+
+def _join(path, name):
+    return f'{path}.{name}'.lstrip('.')
 
 
 def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
@@ -69,7 +74,10 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
               needs ``postfix`` (str or int), which is appended to the
               plugin's name. Leave out ``in_channels``: the plugin gets the
               width of its place.
-            - position (str): ``'after_conv1'``, ``'after_conv2'`` or
+            - position (str): ``'after_3x3'``: in each block, after the first
+              convolution whose kernel is larger than 1×1, its norm and its
+              activation (the paper's place: conv1 of a BasicBlock, conv2 of
+              a Bottleneck). ``'after_conv1'``, ``'after_conv2'`` or
               ``'after_conv3'``: in each block, after that convolution, its
               norm and its activation (after the last convolution of a block
               there is no activation). ``'after_stage'``: on each N×C×H×W map
@@ -101,15 +109,16 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
             'the plugins go into, as in insert_plugins(model.backbone, …)'
         )
     entries = validate(plugins)
-    added = _build_all(entries, Sites(module))
+    added = _build_all(entries, module)
     for new in added:
         _fit(new, module)
     for new in added:
         new.site.add(new.name, new.layer)
         where = f'{new.path} in {type(module).__name__}'
         setattr(new.layer, 'plugin_path', where)
-    protect_initialisation(module, [new.layer for new in added])
-    watch(module, {new.path: new.layer for new in added})
+    layers = {new.path: new.layer for new in added}
+    protect_initialisation(module, layers)
+    watch(module, layers)
     report_missing_weights(
         module, {new.path: new.site.in_channels for new in added}
     )
@@ -117,29 +126,35 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
     return [new.path for new in added]
 
 
-def _build_all(entries, sites) -> List[_Insertion]:
+def _build_all(entries, module) -> List[_Insertion]:
     """Build the plugins of all sites; raises before anything is inserted."""
-    added, paths = [], set()
+    sites = Sites(module)
+    places = [(entry, site) for entry in entries for site in sites.of(entry)]
     # Sorted by position, as the keys of mmseg's own plugins are.
-    for entry in sorted(entries, key=lambda entry: entry.position or '~'):
-        for site in sites.of(entry):
-            name, layer = _build(entry, site)
-            new = _Insertion(entry, site, name, layer)
-            if new.path in paths or site.has(name):
-                raise PluginsError(
-                    f"{entry.where}: the name '{name}' is taken in "
-                    f'{site.path}; give the plugin another postfix inside '
-                    "cfg, as in cfg=dict(type=…, postfix='1')"
-                )
-            paths.add(new.path)
-            added.append(new)
+    places.sort(key=lambda place: _order(place[1].position))
+    added, paths = [], set()
+    for entry, site in places:
+        name, layer = _build(entry, site, module)
+        new = _Insertion(entry, site, name, layer)
+        if new.path in paths or site.has(name):
+            raise PluginsError(
+                f"{entry.where}: the name '{name}' is taken in "
+                f'{site.path}; give the plugin another postfix inside '
+                "cfg, as in cfg=dict(type=…, postfix='1')"
+            )
+        paths.add(new.path)
+        added.append(new)
     return added
 
 
-def _build(entry, site):
+def _order(position):
+    return (position == AFTER_MODULE, position)
+
+
+def _build(entry, site, module):
     """Build one plugin layer and its name."""
     try:
-        from mmcv.cnn import build_plugin_layer
+        from mmcv.cnn.bricks.plugin import build_plugin_layer, infer_abbr
     except ModuleNotFoundError as error:
         raise ImportError(
             f'plugins are built by mmcv, which is not installed: '
@@ -151,8 +166,10 @@ def _build(entry, site):
     cfg['in_channels'] = site.in_channels
     with MODELS.switch_scope_and_registry(scope) as registry:
         cfg['type'] = _class_of(entry, registry)
+        name = f'{infer_abbr(cfg["type"])}{postfix}'
         try:
-            return build_plugin_layer(cfg, postfix=postfix)
+            with own_random_numbers(module, _join(site.path, name)):
+                return build_plugin_layer(cfg, postfix=postfix)
         except _REFUSALS as error:
             raise PluginsError(
                 f"{entry.where}['cfg'] cannot be built for {site.path} with "

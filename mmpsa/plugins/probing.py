@@ -9,6 +9,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
+from .randomness import own_random_numbers
+
 # In pixels; some backbones do not run on the small ones.
 _SIZES = (64, 128, 256)
 # What shapes that do not fit raise. Any other exception is a mistake in the
@@ -65,8 +67,7 @@ def find_widths(
     # Some backbones run at one size alone; for most of them it is 224.
     sizes.append([to_2tuple(getattr(backbone, 'img_size', 224))] * 2)
     like = next(backbone.parameters(), torch.empty(0))
-    devices = [like.device] if like.device.type == 'cuda' else []
-    with torch.no_grad(), torch.random.fork_rng(devices):
+    with torch.no_grad(), own_random_numbers(backbone, 'probing'):
         clone = revert_sync_batchnorm(copy.deepcopy(backbone))
         for (small, large), width in product(sizes, channels):
             try:

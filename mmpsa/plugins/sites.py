@@ -20,9 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .blocks import (
     NATIVE,
     channels_at,
-    describe_positions,
     modules_instead,
     positions_of,
+    why_no_position,
 )
 from .hooks import (
     is_container,
@@ -48,9 +48,12 @@ class Site:
         like (nn.Module): The module whose dtype, device and mode a plugin
             takes.
         frozen (bool): Whether a plugin there is frozen.
+        position (str): Its place in the order of keys. For a block, it is
+            that of the convolution, also for ``after_3x3``.
     """
 
     path: str
+    position: str
     in_channels: int
     like: nn.Module
 
@@ -86,8 +89,11 @@ class BlockSite(Site):
     def __init__(self, path: str, block: nn.Module, position: str):
         self.path = path
         self.like = block
-        self._position = position
-        self._anchor = positions_of(block)[position]
+        positions = positions_of(block)
+        self._anchor = positions[position]
+        self.position = next(
+            name for name in positions if positions[name] == self._anchor
+        )
         self.in_channels = channels_at(block, self._anchor)
 
     @property
@@ -100,7 +106,7 @@ class BlockSite(Site):
     def add(self, name, layer):
         _add(self.like, name, layer)
         if self._anchor.child is NATIVE:
-            run_natively(self.like, self._position, name)
+            run_natively(self.like, self.position, name)
         else:
             run_in_block(self.like, self._anchor, name)
 
@@ -124,7 +130,7 @@ class MapSite(Site):
         self.like = backbone.get_submodule(name)
         self.in_channels = widths[index]
         self._host = self.like
-        self._position = position
+        self.position = position
         self._widths = widths
         self._index = index
         while type(self._host).forward is nn.Sequential.forward:
@@ -144,19 +150,19 @@ class MapSite(Site):
     @property
     def frozen(self):
         """Whether the stage is; plugins at outputs are in no stage."""
-        return self._position == AFTER_STAGE and _is_frozen(self.like)
+        return self.position == AFTER_STAGE and _is_frozen(self.like)
 
     def has(self, name):
         return hasattr(_place(self._host, self._names), name)
 
     def add(self, name, layer):
-        if not hasattr(self._host, self._position):
-            run_on_map(self.like, self._host, self._position, self._widths)
+        if not hasattr(self._host, self.position):
+            run_on_map(self.like, self._host, self.position, self._widths)
         _add(_place(self._host, self._names, make=True), name, layer)
 
     @property
     def _names(self):
-        return self._position, str(self._index)
+        return self.position, str(self._index)
 
 
 class ModuleSite(Site):
@@ -169,6 +175,7 @@ class ModuleSite(Site):
     """
 
     def __init__(self, root: nn.Module, name: str, in_channels: int):
+        self.position = AFTER_MODULE
         self.in_channels = in_channels
         self._name = name
         outer, inner, host = name.split('.'), [], root.get_submodule(name)
@@ -392,10 +399,10 @@ class Sites:
                 seen.add(block)
                 if position in positions_of(block):
                     sites.append(BlockSite(path, block, position))
-                elif describe_positions(block):
+                elif why_no_position(block, position):
                     others.append(
                         f'{path}, a {type(block).__name__}, '
-                        f'{describe_positions(block)}'
+                        f'{why_no_position(block, position)}'
                     )
         none = f'{names[0]} has no blocks whose positions are known'
         return Stage(sites, '' if sites else (others or [none])[0])

@@ -9,7 +9,7 @@ model = dict(
         plugins=[
             dict(
                 cfg=dict(type='PSA', identity_init=True),
-                position='after_conv1',
+                position='after_3x3',
                 stages=(False, True, True),
             ),
             dict(

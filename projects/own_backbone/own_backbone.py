@@ -28,7 +28,10 @@ class Block(nn.Module):
 # The activation is called twice, so that the first position is not at its
 # output but at the input of what reads it.
 mmpsa.declare_block(
-    Block, after_conv1=mmpsa.input_of('conv2'), after_conv2='norm2'
+    Block,
+    after_3x3=mmpsa.input_of('conv2'),
+    after_conv1=mmpsa.input_of('conv2'),
+    after_conv2='norm2',
 )
 
 

@@ -18,6 +18,8 @@ COSTS = STUDY / 'cost.json'
 
 def psa(layout='parallel', identity_init=True, **cfg):
     """PSA, by default from the identity start."""
+    if not identity_init:
+        cfg['init_cfg'] = dict(type='Kaiming', layer='Conv2d', mode='fan_in')
     return dict(type='PSA', layout=layout, identity_init=identity_init, **cfg)
 
 

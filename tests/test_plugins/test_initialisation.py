@@ -1,7 +1,11 @@
 """Weights of plugins after init_weights: the values, not the calls."""
 
+import copy
 import logging
+import random
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers import build, images, randomise, upstream
@@ -11,6 +15,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmpsa import insert_plugins
+from mmpsa.plugins.randomness import own_random_numbers
 
 BOTH = pytest.mark.parametrize('codebase', ['mmpose', 'mmseg'])
 NAMES = pytest.mark.parametrize('name', ['HRNet', 'ResNet18', 'ResNet50'])
@@ -46,16 +51,15 @@ class Gain(nn.Module):
 
 
 def assert_own_initialisation(backbone):
-    """PSA's Kaiming over the fan-in, which no backbone's init_cfg gives."""
+    """PSA's own: N(0, 0.001), biases 0, LayerNorm 1 and 0."""
     for block in plugins_of(backbone, 'PolarizedSelfAttention'):
         weight = torch.cat(
             [
                 getattr(block, name).weight.flatten()
-                for name in ('ch_wv', 'sp_wv', 'sp_wq')
+                for name in ('ch_wv', 'ch_wz', 'sp_wv', 'sp_wq')
             ]
         )
-        std = (2 / block.in_channels) ** 0.5
-        assert abs(weight.std() / std - 1) < 8 / len(weight) ** 0.5
+        assert abs(weight.std() / 0.001 - 1) < 8 / len(weight) ** 0.5
         assert block.ln.weight.eq(1).all()
         assert not block.ch_wv.bias.any()
 
@@ -70,8 +74,207 @@ def test_from_scratch(codebase, name):
     assert_own_initialisation(backbone)
     for block in plugins_of(backbone, 'ContextBlock'):
         assert not block.channel_add_conv[-1].weight.any()
+    # mmpose's HRNet would draw it from N(0, 0.001)
     for block in plugins_of(backbone, 'Gain'):
         assert block.conv.weight.eq(0.25).all()
+
+
+PSA_IN_BLOCKS = dict(cfg=dict(type='PSA'), position='after_3x3')
+PSA_IN_MODULES = dict(cfg=dict(type='PSA'), modules='*convs.*')
+
+
+def segmentor(backbone=None, head=None, **kwargs):
+    """A segmentor, with plugins in its backbone or in its head."""
+    return dict(
+        type='EncoderDecoder',
+        _scope_='mmseg',
+        backbone=dict(
+            type='ResNet', depth=18, base_channels=8, plugins=backbone
+        ),
+        neck=dict(
+            type='FPN', in_channels=[8, 16, 32, 64], out_channels=8, num_outs=4
+        ),
+        decode_head=dict(
+            type='FCNHead',
+            in_channels=8,
+            in_index=3,
+            channels=8,
+            num_classes=3,
+            norm_cfg=dict(type='BN'),
+            plugins=head,
+        ),
+        **kwargs,
+    )
+
+
+def nested(backbone=None, head=None):
+    """A backbone in a backbone whose init_cfg draws for all convolutions."""
+    net = dict(type='ResNetV1c', depth=18, base_channels=8, plugins=backbone)
+    return dict(
+        type='ICNet',
+        _scope_='mmseg',
+        backbone_cfg=net,
+        layer_channels=(16, 64),
+        light_branch_middle_channels=8,
+        psp_out_channels=8,
+        out_channels=(8, 8, 8),
+        plugins=head and [dict(head[0], modules='conv_sub*.*')],
+    )
+
+
+def drawn_model(cfg):
+    """A model's weights when built and when initialised, then all states."""
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    model = MODELS.build(copy.deepcopy(cfg))
+    built = {k: v.clone() for k, v in model.state_dict().items()}
+    model.init_weights()
+    state = (
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),
+        random.getstate(),
+    )
+    return built, model.state_dict(), state
+
+
+@MODELS.register_module()
+class Drawn(nn.Module):
+    """A plugin that draws from all generators to start."""
+
+    def __init__(self, in_channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(in_channels, 1, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        noise = torch.rand(()) + np.random.rand() + random.random()
+        nn.init.normal_(self.weight, mean=float(noise))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+@pytest.mark.parametrize('kind', ['PSA', 'ContextBlock', 'Drawn'])
+@pytest.mark.parametrize(
+    'make',
+    [
+        segmentor,
+        partial(segmentor, init_cfg=dict(type='Normal', layer='Conv2d')),
+        nested,
+    ],
+    ids=['model', 'model with init_cfg', 'nested'],
+)
+@pytest.mark.parametrize(
+    'places', [('backbone',), ('head',), ('backbone', 'head')]
+)
+def test_plugins_change_no_other_weight(make, kind, places):
+    """With one seed, bit for bit, and so is what is drawn afterwards."""
+    cfg = dict(type=kind, **(dict(ratio=0.5) if 'Con' in kind else {}))
+    entries = dict(
+        backbone=dict(PSA_IN_BLOCKS, cfg=cfg),
+        head=dict(PSA_IN_MODULES, cfg=cfg),
+    )
+    *plain, state = drawn_model(make())
+    *plugged, again = drawn_model(make(**{p: [entries[p]] for p in places}))
+    assert state == again
+    for ours, theirs in zip(plugged, plain):
+        assert len(ours) > len(theirs)
+        for key, value in theirs.items():
+            assert torch.equal(ours[key], value), key
+
+
+def starts(*backbones, key='psa.ch_wv.weight'):
+    """The weights of all plugins of one shape, which must differ."""
+    found = [
+        value
+        for backbone in backbones
+        for name, value in backbone.state_dict().items()
+        if name.endswith(key) and len(value) == 4
+    ]
+    assert len(found) > len(backbones)
+    return found
+
+
+def assert_unlike(tensors):
+    for i, a in enumerate(tensors):
+        for b in tensors[:i]:
+            assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize('initialised', [False, True])
+def test_plugins_never_start_alike(initialised):
+    """In one call, in calls in a row, in two modules of one kind."""
+    torch.manual_seed(0)
+    backbones = [upstream('mmpose', 'ResNet18') for _ in range(2)]
+    for postfix in ('', '_2'):
+        entry = dict(
+            cfg=dict(type='PSA', postfix=postfix), position='after_3x3'
+        )
+        for backbone in backbones:
+            insert_plugins(backbone, [entry])
+    if initialised:
+        for backbone in backbones:
+            backbone.init_weights()
+    twice = starts(*backbones), starts(*backbones, key='psa_2.ch_wv.weight')
+    assert_unlike([*twice[0], *twice[1]])
+
+
+def test_the_same_seed_gives_the_same_plugins():
+    found = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        backbone = build('mmpose', 'ResNet18', plugins=[PSA_IN_BLOCKS])
+        built = [x.clone() for x in starts(backbone)]
+        backbone.init_weights()
+        found.append(built + starts(backbone))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    torch.manual_seed(6)
+    backbone = build('mmpose', 'ResNet18', plugins=[PSA_IN_BLOCKS])
+    assert_unlike([found[0][0], starts(backbone)[0]])
+
+
+def test_another_plugin_changes_no_plugin():
+    """What two models share are also plugins."""
+    found = []
+    for more in ([], [dict(cfg=dict(type='Drawn'), position='output')]):
+        torch.manual_seed(5)
+        plugins = [*more, PSA_IN_BLOCKS]
+        backbone = build('mmpose', 'ResNet18', plugins=plugins)
+        backbone.init_weights()
+        found.append(starts(backbone))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_cuda_is_not_initialised_for_plugins(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError('CUDA would be seeded, now or later')
+
+    monkeypatch.setattr(torch.cuda, '_lazy_call', refuse)
+    monkeypatch.setattr(torch.cuda.random, '_lazy_call', refuse)
+    monkeypatch.setattr(torch.cuda, '_lazy_init', refuse)
+    plugins = [PSA_IN_BLOCKS, dict(PSA_IN_BLOCKS, position='output')]
+    build('mmpose', 'ResNet18', plugins=plugins).init_weights()
+
+
+def test_cuda_generators_are_put_back(monkeypatch):
+    """Stand-ins for two devices."""
+    states = [torch.tensor([n], dtype=torch.uint8) for n in (1, 2)]
+    now = list(states)
+
+    def seed(value):
+        now[:] = [torch.tensor([9], dtype=torch.uint8)] * 2
+
+    def put_back(values):
+        now[:] = values
+
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_rng_state_all', lambda: list(now))
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seed)
+    monkeypatch.setattr(torch.cuda, 'set_rng_state_all', put_back)
+    with own_random_numbers(nn.Conv2d(1, 1, 1), 'psa'):
+        assert now != states
+    assert now == states
 
 
 @BOTH

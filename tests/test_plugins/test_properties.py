@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from helpers import EVERY, build, images
+from helpers import EVERY, build, draw_weights, images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.model import revert_sync_batchnorm
@@ -100,6 +100,7 @@ def test_any_combination(case):
     # as a runner does where there is one process
     backbone = revert_sync_batchnorm(backbone)
     backbone.init_weights()
+    draw_weights(backbone)
     modules = dict(backbone.named_modules())
     plugins = {}
     for path in paths:

@@ -8,7 +8,7 @@ model = dict(
         plugins=[
             dict(
                 cfg=dict(type='PSA', layout='parallel', identity_init=True),
-                position='after_conv1',
+                position='after_3x3',
             )
         ]
     )

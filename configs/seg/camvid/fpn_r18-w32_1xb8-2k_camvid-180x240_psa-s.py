@@ -7,7 +7,7 @@ model = dict(
             dict(
                 cfg=dict(type='PSA', layout='sequential', identity_init=True),
                 stages=(True, True, True, True),
-                position='after_conv1',
+                position='after_3x3',
             )
         ]
     )
