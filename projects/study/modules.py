@@ -5,6 +5,7 @@ Imported by the configs that ``run.py`` writes.
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import kaiming_init
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
 from timm.layers import EcaModule, SqueezeExcite
@@ -87,6 +88,21 @@ class ScaledPSA(PolarizedSelfAttention):
     def forward(self, x):
         """N×C×H×W to N×C×H×W, of the same dtype."""
         return torch.lerp(x, super().forward(x), self.gamma.to(x.dtype))
+
+
+@MODELS.register_module()
+class KaimingPSA(PolarizedSelfAttention):
+    """PSA from the identity, with its other weights by Kaiming.
+
+    As mmpsa 1.0 started it, and the pilots before.
+    """
+
+    def reset_parameters(self):
+        """Start as the identity."""
+        super().reset_parameters()
+        for name, layer in self.named_children():
+            if isinstance(layer, nn.Conv2d) and name != 'sp_wv':
+                kaiming_init(layer, mode='fan_in')
 
 
 @OPTIM_WRAPPERS.register_module()
