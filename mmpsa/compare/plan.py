@@ -76,13 +76,13 @@ def read_plan(path, find):
             raise PlanError(
                 f'{path} must have {", ".join(REQUIRED)}: no {key}'
             )
-    unknown = sorted(keys.keys() - {*REQUIRED, *OPTIONAL})
-    if unknown:
-        raise PlanError(
-            f'{path} has the unknown key {unknown[0]!r}; a plan takes '
-            f'{", ".join((*REQUIRED, *OPTIONAL))}. Settings of all arms '
-            'belong into options'
-        )
+    for key in keys.keys() - {*REQUIRED, *OPTIONAL}:
+        if not key.startswith('_'):
+            raise PlanError(
+                f'{path} has the unknown key {key!r}; a plan takes '
+                f'{", ".join((*REQUIRED, *OPTIONAL))}. Settings of all arms '
+                'belong into options; begin a name of your own with _'
+            )
     base, arms, seeds, metric, options, rule = (
         keys.get(key, OPTIONAL.get(key)) for key in (*REQUIRED, *OPTIONAL)
     )

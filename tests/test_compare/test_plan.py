@@ -12,7 +12,7 @@ from mmpsa.compare.plan import PlanError, hash_of
 
 
 def test_configs_of_runs(plan):
-    found = plan(options="{'optim_wrapper.optimizer.lr': 0.3}")
+    found = plan(_own='3', options="{'optim_wrapper.optimizer.lr': 0.3}")
     assert found.runs == [('none', 0), ('psa', 0), ('none', 1), ('psa', 1)]
     none, psa = (found.config_of(arm, 1) for arm in ('none', 'psa'))
     assert none.randomness == psa.randomness == dict(seed=1)

@@ -1,4 +1,4 @@
-"""compare from the command line, with real trainings of a toy."""
+"""compare from the command line, with real trainings."""
 
 import json
 import re
@@ -88,3 +88,32 @@ def test_a_plan_that_is_not_there(capsys):
         run_script('tools/compare.py', 'no_plan.py')
     assert stopped.value.code == 2
     assert 'no_plan.py' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_worked_example(tmp_path, monkeypatch, capsys):
+    """That of docs/compare.md, on less of its data: six short trainings."""
+    pytest.importorskip('mmseg')
+    page = (REPO / 'docs/compare.md').read_text()
+    command = re.search(r'mim run mmpsa compare (.*)', page)[1].split()
+    _, plan = re.findall(r'(?s)```python\n(.*?)```', page)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', str(REPO))
+    run_script('dev/make_figures.py', '--train', 64, '--val', 32)
+    (tmp_path / 'plan.py').write_text(plan)
+    with pytest.raises(SystemExit) as stopped:
+        run_script('tools/compare.py', *command)
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0, text
+    assert '6 of 6 runs done' in text
+    report = (tmp_path / 'work_dirs/plan/report.md').read_text()
+    # the plugin changes nothing of the baseline's weights
+    (total,) = re.findall(
+        r'- psa: (\d+) of \1 weights of none are equal', report
+    )
+    assert int(total) > 100
+    table = next(x for x in report.split('\n\n') if x.startswith('| arm'))
+    assert len(table.splitlines()) == 4
+    # the page shows a table of the same form
+    assert table.splitlines()[0] in page
+    assert re.search(r'\*\*psa: (clear|no clear)', report)
