@@ -36,8 +36,8 @@ if sys.argv[:1] != ['-m'] or ('-m', 'mmpsa') not in zip(_argv, _argv[1:]):
     allow_checkpoint_classes()
     find_configs_of_forks()
 
-    # They register a hook, and mmpsa://.
-    from . import visualization, zoo  # noqa: F401
+    # They register plugins, a hook, and mmpsa://.
+    from . import timm_attention, visualization, zoo  # noqa: F401
     from .codebases import register_models
     from .plugins import (
         declare_block,

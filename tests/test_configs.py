@@ -1,4 +1,4 @@
-"""Every config builds and trains; a PSA config is its base plus plugins."""
+"""Every config builds and trains; most are their base plus plugins."""
 
 import ast
 import re
@@ -22,15 +22,29 @@ CONFIGS = [
     for path in sorted(ROOT.rglob('*.py'))
     if '_base_' not in path.parts
 ]
-PSA_CONFIGS = [path for path in CONFIGS if '_psa-' in path.stem]
 SUFFIXES = {
-    'p': dict(layout='parallel'),
-    's': dict(layout='sequential'),
-    'ch': dict(layout='channel'),
-    'sp': dict(layout='spatial'),
-    'p-official': dict(variant='official', layout='parallel'),
-    's-official': dict(variant='official', layout='sequential'),
+    'psa-p': dict(type='PSA', layout='parallel'),
+    'psa-s': dict(type='PSA', layout='sequential'),
+    'psa-ch': dict(type='PSA', layout='channel'),
+    'psa-sp': dict(type='PSA', layout='spatial'),
+    'psa-p-official': dict(type='PSA', variant='official', layout='parallel'),
+    'psa-s-official': dict(
+        type='PSA', variant='official', layout='sequential'
+    ),
+    # of the paper's ablation
+    'nl': dict(type='NonLocal2d'),
+    'gc': dict(type='ContextBlock', ratio=1 / 16),
+    'se': dict(type='timm_se'),
+    'cbam': dict(type='timm_cbam'),
 }
+
+
+def has_plugins(name):
+    return name.rpartition('_')[2] in SUFFIXES
+
+
+PLUGIN_CONFIGS = [path for path in CONFIGS if has_plugins(path.stem)]
+PSA_CONFIGS = [path for path in PLUGIN_CONFIGS if '_psa-' in path.stem]
 LENGTH = re.compile(r'-(\d+)k(?=_)')
 # The paper's schedule for segmentation; their bases have the baseline's.
 LONGER = [path for path in PSA_CONFIGS if re.search('-(52|208)k_', str(path))]
@@ -43,7 +57,7 @@ ZOO = {
 
 
 def base_of(path):
-    """The ``_base_`` of a PSA config, as ``scope::path`` or absolute."""
+    """The ``_base_`` of a config, as ``scope::path`` or absolute."""
     # Read, not run: a config may go on with what it inherits.
     (first, *_) = ast.parse((ROOT / path).read_text()).body
     assert first.targets[0].id == '_base_'
@@ -121,10 +135,10 @@ def test_model_trains(path):
             assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize('path', PSA_CONFIGS, ids=str)
-def test_psa_config_adds_what_its_name_says(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize('path', PLUGIN_CONFIGS, ids=str)
+def test_config_adds_what_its_name_says(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    stem, suffix = path.stem.split('_psa-')
+    stem, _, suffix = path.stem.rpartition('_')
     base = base_of(path)
     if path in LONGER:
         return check_schedule(path, base)
@@ -132,12 +146,12 @@ def test_psa_config_adds_what_its_name_says(path, tmp_path, monkeypatch):
     # Inherited, not read, for inheriting from a scope marks what it takes.
     Path('baseline.py').write_text(f'_base_ = {base!r}')
     baseline = Config.fromfile('baseline.py').to_dict()
-    psa = Config.fromfile(ROOT / path).to_dict()
+    ours = Config.fromfile(ROOT / path).to_dict()
 
     imports = baseline.pop('custom_imports', dict(imports=[]))['imports']
-    assert psa.pop('custom_imports') == dict(imports=[*imports, 'mmpsa'])
-    (plugin,) = pop_plugins(psa['model'])
-    cfg = dict(type='PSA', **SUFFIXES[suffix])
+    assert ours.pop('custom_imports') == dict(imports=[*imports, 'mmpsa'])
+    (plugin,) = pop_plugins(ours['model'])
+    cfg = dict(SUFFIXES[suffix])
     if '::' not in base or 'rtmpose' in stem:  # not the paper's
         cfg['identity_init'] = True
     if 'lite0' in stem:
@@ -148,7 +162,7 @@ def test_psa_config_adds_what_its_name_says(path, tmp_path, monkeypatch):
         place = 'after_conv1' if is_official else 'after_3x3'
         assert plugin == dict(cfg=cfg, position=place)
         assert stages == (not is_official, True, True, True)
-    assert psa == baseline
+    assert ours == baseline
 
 
 def check_schedule(path, base):
@@ -201,11 +215,11 @@ def test_model_index_lists_every_experiment_once():
     listed = [
         model['Config']
         for name, (_, model) in ZOO.items()
-        if '_psa-' in name or 'Weights' not in model  # a baseline has some
+        if has_plugins(name) or 'Weights' not in model  # a baseline has some
     ]
     assert sorted(listed) == [
         f'configs/{path}'
-        for path in PSA_CONFIGS
+        for path in PLUGIN_CONFIGS
         if path.parts[0] != 'quickstart'
     ]
 
@@ -216,7 +230,7 @@ def test_metafile_and_readme_agree(name):
     config = Path(model['Config'])
     assert (config.stem, config.parent) == (name, metafile.parent)
     # a baseline has its figures in the rows of its PSA configs
-    column, label = (2, name) if '_psa-' in name else (1, f'{name}_psa-p')
+    column, label = (2, name) if has_plugins(name) else (1, f'{name}_psa-p')
     (row,) = [
         line
         for line in (REPO / metafile.with_name('README.md'))

@@ -78,8 +78,8 @@ def main():
 
     MMLogger.get_current_instance().setLevel('ERROR')
     print(
-        '| config | parameters, M | with PSA | + % '
-        '| GFLOPs | with PSA | + % | as written |'
+        '| config | parameters, M | with plugins | + % '
+        '| GFLOPs | with plugins | + % | as written |'
     )
     print('|---|' + '--:|' * 7)
     for path, cfg in configs:

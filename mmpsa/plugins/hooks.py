@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .blocks import CONV_POSITIONS, Anchor
+from .identity import check_shape, describe
 from .probing import apply_to_maps, is_map
 
 
@@ -190,7 +191,7 @@ class ModuleHook(BlockHook):
             plugin = attrgetter(name)(self.host)
             if not is_map(output) or output.shape[1] != width:
                 raise ValueError(
-                    f'{self.path} returns {_describe(output)}, but its plugin '
+                    f'{self.path} returns {describe(output)}, but its plugin '
                     f'{name} was built for N×{width}×H×W maps; name another '
                     "module in the entry's modules="
                     + (
@@ -223,20 +224,8 @@ def refuse_fx(values):
 def run_plugin(plugin: nn.Module, x: Tensor) -> Tensor:
     """Run a plugin on a map; its output must have the map's shape."""
     output = plugin(x)
-    if getattr(output, 'shape', None) != x.shape:
-        raise ValueError(
-            f'the plugin {plugin.plugin_path}, a {type(plugin).__name__}, '
-            f'returns {_describe(output)} for {_describe(x)}; a plugin must '
-            'keep the shape'
-        )
+    check_shape(plugin, x, output)
     return output
-
-
-def _describe(output):
-    shape = getattr(output, 'shape', None)
-    if shape is not None:
-        return f'a tensor of shape {tuple(shape)}'
-    return f'a {type(output).__name__}'
 
 
 class MapHook:

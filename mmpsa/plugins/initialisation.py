@@ -1,14 +1,13 @@
 """Keeps the initialisation of plugins when the backbone is initialised."""
 
-import copy
 import logging
 from contextlib import ExitStack, contextmanager
 
 import mmengine.model  # noqa: F401 its weight initialisers
-import torch
 from mmengine.logging import print_log
 from mmengine.registry import WEIGHT_INITIALIZERS
 
+from .identity import is_identity
 from .randomness import own_random_numbers
 
 
@@ -212,17 +211,3 @@ class MissingWeights:
             logger='current',
             level=logging.INFO if identities else logging.WARNING,
         )
-
-
-@torch.no_grad()
-def is_identity(layer, in_channels):
-    """Whether a plugin returns a test input unchanged.
-
-    A copy runs, because the running statistics of norms would change.
-    """
-    x = torch.linspace(-1, 1, in_channels * 64).view(1, -1, 8, 8)
-    x = x.to(next(layer.parameters(), x))
-    try:
-        return torch.equal(copy.deepcopy(layer).eval()(x), x)
-    except (RuntimeError, ValueError):  # not on maps of this size
-        return False

@@ -18,13 +18,11 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
 
+from mmpsa import timm_attention
 from mmpsa.compatibility import INSTALL_MMCV
 
-from .initialisation import (
-    is_identity,
-    protect_initialisation,
-    report_missing_weights,
-)
+from .identity import is_identity, start_as_identity
+from .initialisation import protect_initialisation, report_missing_weights
 from .randomness import own_random_numbers
 from .sites import AFTER_MODULE, Site, Sites
 from .usage import watch
@@ -83,6 +81,11 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
               there is no activation). ``'after_stage'``: on each N×C×H×W map
               that a stage returns. ``'output'``: on each N×C×H×W map that
               the backbone returns.
+            - identity_init (bool, optional): Start as the identity: the
+              module computes at first what it computed without the plugin. A
+              plugin that takes ``identity_init`` gets it. Any other, ``f``,
+              becomes ``x + γ(f(x) - x)``, where γ is a parameter that starts
+              at 0, unless it is the identity by itself. Default: False.
             - stages (Sequence[bool], optional): One flag for each stage, or
               for each map that the backbone returns. Default: all.
             - modules (str or Sequence[str]): Replaces ``position`` and
@@ -167,15 +170,34 @@ def _build(entry, site, module):
     with MODELS.switch_scope_and_registry(scope) as registry:
         cfg['type'] = _class_of(entry, registry)
         name = f'{infer_abbr(cfg["type"])}{postfix}'
+        _start(entry, cfg)
         try:
             with own_random_numbers(module, _join(site.path, name)):
-                return build_plugin_layer(cfg, postfix=postfix)
+                name, layer = build_plugin_layer(cfg, postfix=postfix)
         except _REFUSALS as error:
             raise PluginsError(
                 f"{entry.where}['cfg'] cannot be built for {site.path} with "
                 f'in_channels={site.in_channels}: {error} '
                 f'(got {dict(entry.cfg)}){_arguments(cfg["type"], cfg)}'
             ) from error
+    if (
+        entry.identity_init
+        and 'identity_init' not in cfg
+        and not is_identity(layer, site.in_channels)
+    ):
+        start_as_identity(layer, site.in_channels)
+    return name, layer
+
+
+def _start(entry, cfg):
+    """Pass ``identity_init`` of an entry to a plugin that takes it."""
+    taken = inspect.signature(cfg['type']).parameters
+    if entry.identity_init and 'identity_init' in taken:
+        if cfg.setdefault('identity_init', True) is not True:
+            raise PluginsError(
+                f'{entry.where} has identity_init=True, and cfg has '
+                f'identity_init={cfg["identity_init"]!r}; drop one'
+            )
 
 
 def _arguments(cls, cfg):
@@ -205,15 +227,7 @@ def _class_of(entry, registry):
             f"{entry.where}['cfg'] cannot be built from type={kind!r}: {error}"
         ) from error
     if found is None:
-        names = {}  # by what is compared
-        scopes = registry
-        while scopes is not None:
-            names.update({name.lower(): name for name in scopes.module_dict})
-            scopes = scopes.parent
-        like = [
-            names[name]
-            for name in get_close_matches(kind.lower(), names, 5, 0.7)
-        ]
+        like = _names_like(kind, registry)
         raise PluginsError(
             f"{entry.where}['cfg'] cannot be built from type={kind!r}, "
             f'which is not registered under the scope {registry.scope!r}; '
@@ -222,6 +236,18 @@ def _class_of(entry, registry):
             "custom_imports = dict(imports=['my_module'])"
         )
     return _no_network(entry, found)
+
+
+def _names_like(kind, registry):
+    if kind.startswith(timm_attention.PREFIX):
+        return [timm_attention.PREFIX + name for name in timm_attention.SERVED]
+    names = {}  # by what is compared
+    while registry is not None:
+        names.update({name.lower(): name for name in registry.module_dict})
+        registry = registry.parent
+    return [
+        names[name] for name in get_close_matches(kind.lower(), names, 5, 0.7)
+    ]
 
 
 def _no_network(entry, cls):

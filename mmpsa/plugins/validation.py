@@ -7,7 +7,7 @@ from .blocks import BLOCK_POSITIONS
 
 AFTER_STAGE, OUTPUT = 'after_stage', 'output'
 POSITIONS = (*BLOCK_POSITIONS, AFTER_STAGE, OUTPUT)
-KEYS = ('cfg', 'position', 'stages', 'modules')
+KEYS = ('cfg', 'position', 'stages', 'modules', 'identity_init')
 
 
 class PluginsError(ValueError, AssertionError):
@@ -25,6 +25,7 @@ class Entry(NamedTuple):
     position: Optional[str]
     stages: Optional[Sequence[bool]]
     patterns: Tuple[str, ...]
+    identity_init: bool
 
     def __str__(self):
         """The place: ``"after_conv1"``, ``"after 'convs.*'"``."""
@@ -63,6 +64,11 @@ def _entry(where, plugin):
             )
     if 'cfg' not in plugin:
         raise PluginsError(f"{where} lacks the key 'cfg', got {dict(plugin)}")
+    identity_init = plugin.get('identity_init', False)
+    if not isinstance(identity_init, bool):
+        raise PluginsError(
+            f"{where}['identity_init'] must be a bool, got {identity_init!r}"
+        )
     by_name = 'modules' in plugin
     _check_cfg(f"{where}['cfg']", plugin['cfg'], by_name)
     if by_name:
@@ -74,7 +80,7 @@ def _entry(where, plugin):
                     f'{dict(plugin)}'
                 )
         patterns = _patterns(f"{where}['modules']", plugin['modules'])
-        return Entry(where, plugin['cfg'], None, None, patterns)
+        return Entry(where, plugin['cfg'], None, None, patterns, identity_init)
     if 'position' not in plugin:
         raise PluginsError(
             f"{where} lacks the key 'position' (or 'modules'), got "
@@ -86,7 +92,12 @@ def _entry(where, plugin):
             f'got {plugin["position"]!r}; other places are named by modules='
         )
     return Entry(
-        where, plugin['cfg'], plugin['position'], plugin.get('stages'), ()
+        where,
+        plugin['cfg'],
+        plugin['position'],
+        plugin.get('stages'),
+        (),
+        identity_init,
     )
 
 

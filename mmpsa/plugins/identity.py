@@ -1,0 +1,135 @@
+"""Lets any plugin start as the identity."""
+
+import copy
+from functools import lru_cache
+from itertools import product
+from typing import List, NamedTuple, Optional
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .randomness import own_random_numbers
+
+GAMMA = 'identity_gamma'
+
+
+class Trial(NamedTuple):
+    """What a plugin does with a map."""
+
+    x: Tensor
+    given: Tensor  # a copy of x that the plugin got, and may have changed
+    output: Tensor
+
+
+@torch.no_grad()
+def _try(layer, in_channels) -> Optional[List[Trial]]:
+    """Run copies of a plugin in both modes, on maps of two sizes.
+
+    Returns:
+        list[Trial] or None: None if the plugin raised anything.
+    """
+    trials = []
+    try:
+        like = next(layer.parameters(), torch.empty(0))
+        with own_random_numbers(layer, 'trial'):
+            for training, size in product((False, True), ((8, 8), (16, 24))):
+                x = torch.randn(2, in_channels, *size).to(like)
+                given = x.clone()
+                # a copy, because running statistics of norms would change
+                run = copy.deepcopy(layer).train(training)
+                trials.append(Trial(x, given, run(given)))
+    except Exception:
+        return None
+    return trials
+
+
+def is_identity(layer: nn.Module, in_channels: int) -> bool:
+    """Whether a plugin is known to return its input."""
+    trials = _try(layer, in_channels)
+    return bool(trials) and all(
+        isinstance(output, Tensor) and torch.equal(output, x)
+        for x, _, output in trials
+    )
+
+
+def start_as_identity(layer: nn.Module, in_channels: int) -> None:
+    """Turn a plugin ``f`` into ``x + γ(f(x) - x)``, where γ starts at 0.
+
+    γ is one more parameter, ``identity_gamma``. The other keys stay.
+
+    Args:
+        layer (nn.Module): The plugin.
+        in_channels (int): C of the N×C×H×W maps that it takes.
+    """
+    trials = _try(layer, in_channels)
+    layer.may_change_input = trials is None or any(
+        not torch.equal(given, x) for x, given, _ in trials
+    )
+    like = next(layer.parameters(), torch.empty(0))
+    gamma = torch.zeros((), dtype=like.dtype, device=like.device)
+    layer.register_parameter(GAMMA, nn.Parameter(gamma))
+    layer.__class__ = _from_identity(type(layer))
+
+
+class FromIdentity:
+    """What the class of such a plugin inherits from, before its own class.
+
+    A module around the plugin would add a prefix to its keys.
+    """
+
+    def forward(self, x):
+        y = super().forward(x.clone() if self.may_change_input else x)
+        check_shape(self, x, y)
+        return x + self.identity_gamma * (y - x)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        key = prefix + GAMMA
+        if key not in state_dict and any(
+            other.startswith(prefix) for other in state_dict
+        ):
+            state_dict[key] = torch.ones_like(self.identity_gamma)
+            print_log(
+                f'{prefix[:-1] or "a plugin"}: the state dict has its weights '
+                f'but no {GAMMA}, so it was trained without; {GAMMA} is 1 now',
+                logger='current',
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __reduce_ex__(self, protocol):
+        # A pickle could not look up the class, which has no module.
+        return _empty, (type(self).__bases__[1],), self.__dict__
+
+
+@lru_cache(maxsize=None)
+def _from_identity(cls):
+    return type(f'{cls.__name__}FromIdentity', (FromIdentity, cls), {})
+
+
+def _empty(cls):
+    layer = cls.__new__(cls)
+    layer.__class__ = _from_identity(cls)
+    return layer
+
+
+def check_shape(plugin: nn.Module, x: Tensor, output) -> None:
+    """Refuse an output of another shape than the input's.
+
+    Raises:
+        ValueError: If the output is no tensor of that shape.
+    """
+    if getattr(output, 'shape', None) != x.shape:
+        path = getattr(plugin, 'plugin_path', 'the plugin')
+        raise ValueError(
+            f'the plugin {path}, a {type(plugin).__name__}, '
+            f'returns {describe(output)} for {describe(x)}; a plugin must '
+            'keep the shape'
+        )
+
+
+def describe(output) -> str:
+    """Say what a module returned."""
+    shape = getattr(output, 'shape', None)
+    if shape is not None:
+        return f'a tensor of shape {tuple(shape)}'
+    return f'a {type(output).__name__}'
