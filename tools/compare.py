@@ -10,42 +10,24 @@ from pathlib import Path
 from cli import config_file
 
 
-def positive(text):
-    """The type of an argument: an integer from 1."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
 def main():
     """Train what is missing, measure the costs, write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('plan', help='plan, a Python file')
-    parser.add_argument(
-        '--work-dir',
-        type=Path,
-        help='folder for everything (default: work_dirs/PLAN_NAME)',
-    )
-    parser.add_argument(
-        '--jobs',
-        type=positive,
-        default=1,
-        help='runs at a time, each on a GPU of its own if there are GPUs',
-    )
-    parser.add_argument(
-        '--resume',
-        action='store_true',
-        help='go on with cut runs from their last checkpoint, instead of '
-        'starting over; the report marks them',
-    )
-    parser.add_argument(
-        '--want',
-        type=float,
-        help='say how many seeds a difference of this size needs',
-    )
+    add = parser.add_argument
+    add('plan', help='plan, a Python file')
+    text = 'folder for everything (default: work_dirs/PLAN_NAME)'
+    add('--work-dir', type=Path, help=text)
+    text = 'runs at a time, each on a GPU of its own if there are GPUs'
+    add('--jobs', type=int, default=1, help=text)
+    text = 'go on with cut runs from their last checkpoint; the report says so'
+    add('--resume', action='store_true', help=text)
+    text = 'say how many seeds a difference of this size needs'
+    add('--want', type=float, help=text)
     args = parser.parse_args()
-    folder = args.work_dir or Path('work_dirs', Path(args.plan).stem)
+    if args.jobs < 1:
+        parser.error(f'--jobs must be 1 or more, got {args.jobs}')
+    name = Path(args.plan).stem
+    folder = args.work_dir or Path('work_dirs', name)
 
     from mmpsa.compare.plan import PlanError, read_plan
     from mmpsa.compare.report import Report
@@ -57,14 +39,14 @@ def main():
         runs.measure()
     except (PlanError, argparse.ArgumentTypeError, OSError) as error:
         parser.error(str(error))
-    report = Report(runs.results)
-    text = report.text(Path(args.plan).stem, args.want)
-    (folder / 'report.md').write_text(text)
+    report, page = Report(runs.results), folder / 'report.md'
+    page.write_text(report.text(name, args.want), encoding='utf-8')
     report.draw(folder / 'report.png')
-    print(f'\n{report.comparison()}\n\n{report.conclusions(args.want)}')
-    print(f'\nReport: {folder / "report.md"}')
-    for name, reason in runs.failed.items():
-        print(f'{name} failed: {reason}', file=sys.stderr)
+    print(
+        f'\n{report.comparison}\n\n{report.conclusions(args.want)}\n\n{page}'
+    )
+    for run, reason in runs.failed.items():
+        print(f'{run} failed: {reason}', file=sys.stderr)
     sys.exit(bool(runs.failed))
 
 

@@ -1,18 +1,19 @@
 """What each arm costs: parameters, multiply-adds, time of a step."""
 
 import copy
-import statistics
 import tempfile
 import time
+from statistics import median
 
 import torch
-from mmengine.device import get_device
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from ..complexity import complexity_of
+from .train import NO_IMPORTS
 
 ROUNDS = 9
+STEPS = 'train', 'test'
 
 
 def measure(configs):
@@ -22,91 +23,63 @@ def measure(configs):
         configs (dict[str, mmengine.Config]): Of each arm.
 
     Returns:
-        dict[str, dict]: Of each arm ``params``; ``flops``, multiply-adds for
-        a picture, None where the model cannot be traced; ``train`` and
+        dict[str, dict]: Of each arm ``params``; ``flops``, the multiply-adds
+        for a picture, None where the model cannot be traced; ``train`` and
         ``test``, the median seconds of a step with a batch.
     """
+    costs, times = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        arms = {
-            arm: _Arm(cfg, f'{folder}/{arm}') for arm, cfg in configs.items()
-        }
-        times = {arm: ([], []) for arm in arms}
-        for arm in [*arms] * (1 + ROUNDS):  # a round to warm up
-            for step, found in zip(
-                (arms[arm].train, arms[arm].test), times[arm]
-            ):
-                found.append(step())
-    return {
-        arm: dict(
-            found.complexity,
-            **{
-                name: round(statistics.median(values[1:]), 6)
-                for name, values in zip(('train', 'test'), times[arm])
-            },
-        )
-        for arm, found in arms.items()
-    }
-
-
-class _Arm:
-    """An arm's model and a batch of each kind."""
-
-    def __init__(self, cfg, folder):
-        if cfg.get('custom_imports'):
-            import_modules_from_strings(**cfg.custom_imports)
-        cfg = cfg.copy()
-        cfg.work_dir, cfg.log_level = folder, 'ERROR'
-        cfg.experiment_name = folder  # no other runner's logger
-        runner = Runner.from_cfg(cfg)
-        self.model = runner.model
-        self.optimizer = runner.build_optim_wrapper(runner.optim_wrapper)
-        runner.optim_wrapper = self.optimizer
-        # hooks there may change the model's types and layout
-        runner.call_hook('before_run')
-        self.batches = [
-            next(
-                iter(
-                    Runner.build_dataloader(
-                        dict(loader, num_workers=0, persistent_workers=False),
-                        seed=0,
-                    )
-                )
+        for arm, cfg in configs.items():
+            costs[arm], *steps = _prepare(cfg, f'{folder}/{arm}')
+            times.update(
+                {(arm, x): (step, []) for x, step in zip(STEPS, steps)}
             )
-            for loader in (cfg.train_dataloader, cfg.val_dataloader)
-        ]
-        self.complexity = self._complexity(cfg)
+        for step, seconds in [*times.values()] * (1 + ROUNDS):
+            seconds.append(step())
+    for (arm, name), (_, seconds) in times.items():
+        costs[arm][name] = round(median(seconds[1:]), 6)  # one to warm up
+    return costs
 
-    def _complexity(self, cfg):
-        batch = self.model.data_preprocessor(copy.deepcopy(self.batches[1]))
-        params = sum(x.numel() for x in self.model.parameters())
-        try:
-            _, flops = complexity_of(cfg, batch=batch)
-        except Exception as error:  # of a model that cannot be traced
-            print(f'multiply-adds are not counted: {error}')
-            flops = None
-        return dict(params=params, flops=flops)
 
-    def train(self):
-        """Seconds of a training step."""
-        self.model.train()
-        return _seconds(self.model.train_step, self.batches[0], self.optimizer)
+def _prepare(cfg, folder):
+    import_modules_from_strings(**cfg.get('custom_imports') or NO_IMPORTS)
+    cfg = cfg.copy()
+    cfg.work_dir = cfg.experiment_name = folder
+    cfg.log_level = 'ERROR'
+    runner = Runner.from_cfg(cfg)
+    model = runner.model
+    optimizer = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.optim_wrapper = optimizer
+    runner.call_hook('before_run')  # hooks may change types and layout
+    loading = dict(num_workers=0, persistent_workers=False)
+    pictures, others = (
+        next(iter(Runner.build_dataloader(dict(loader, **loading), seed=0)))
+        for loader in (cfg.train_dataloader, cfg.val_dataloader)
+    )
+    cost = dict(params=sum(x.numel() for x in model.parameters()), flops=None)
+    try:
+        batch = model.data_preprocessor(copy.deepcopy(others))
+        cost['flops'] = complexity_of(cfg, batch=batch)[1]
+    except Exception as error:  # of a model that cannot be traced
+        print(f'multiply-adds are not counted: {error}')
 
-    def test(self):
-        """Seconds of a test step."""
-        self.model.eval()
-        with torch.no_grad():
-            return _seconds(self.model.val_step, self.batches[1])
+    def train():
+        model.train()
+        return _seconds(model.train_step, pictures, optimizer)
+
+    @torch.no_grad()
+    def test():
+        model.eval()
+        return _seconds(model.val_step, others)
+
+    return cost, train, test
 
 
 def _seconds(step, batch, *others):
     batch = copy.deepcopy(batch)
-    _wait()
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else int
+    wait()
     start = time.perf_counter()
     step(batch, *others)
-    _wait()
+    wait()
     return time.perf_counter() - start
-
-
-def _wait():
-    if get_device() == 'cuda':
-        torch.cuda.synchronize()

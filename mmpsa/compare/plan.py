@@ -9,10 +9,16 @@ from typing import NamedTuple
 from mmengine.config import Config
 from mmengine.hub import get_config
 
-REQUIRED = ('base', 'arms', 'seeds', 'metric')
-OPTIONAL = dict(options={}, rule='greater')
-# Of an arm that changes plugins alone, nothing else differs.
-OF_PLUGINS = ('plugins', 'custom_imports')
+# What each key must be. Names that begin with _ are the plan's own.
+ALLOWED = dict(
+    base="a path, the name of a shipped config or 'mmpose::…'",
+    arms='a dict of two dicts or more, named by letters, digits and .+-_',
+    seeds='a list of different integers from 0',
+    metric="a name in the log, as 'coco/AP'",
+    options='a dict: settings of all arms',
+    rule="'greater' or 'less'",
+)
+DEFAULTS = dict(options={}, rule='greater')
 
 
 class PlanError(ValueError):
@@ -47,11 +53,12 @@ class Plan(NamedTuple):
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
         return cfg
 
-    def goes_beyond_plugins(self, arm):
+    def beyond_plugins(self, arm):
         """Whether an arm changes more of the baseline than plugins."""
-        ours, theirs = (
-            _without(OF_PLUGINS, self.configs[name].to_dict())
-            for name in (arm, next(iter(self.configs)))
+        both = next(iter(self.configs)), arm
+        theirs, ours = (
+            _essence(self.configs[name].to_dict(), 'plugins', 'custom_imports')
+            for name in both
         )
         return ours != theirs
 
@@ -63,74 +70,39 @@ def read_plan(path, find):
         path (str): The file, a config of mmengine.
         find (callable): Turns ``base`` into the path of a config.
 
-    Returns:
-        Plan: The plan.
-
     Raises:
         PlanError: If a key is missing, unknown or not what it should be, an
-            arm equals another one, or the base does not evaluate.
+            arm equals another one, or does not evaluate.
     """
-    keys = Config.fromfile(path).to_dict()
-    for key in REQUIRED:
-        if key not in keys:
-            raise PlanError(
-                f'{path} must have {", ".join(REQUIRED)}: no {key}'
-            )
-    for key in keys.keys() - {*REQUIRED, *OPTIONAL}:
-        if not key.startswith('_'):
+    keys = {**DEFAULTS, **Config.fromfile(path).to_dict()}
+    for key in keys:
+        if key not in ALLOWED and not key.startswith('_'):
             raise PlanError(
                 f'{path} has the unknown key {key!r}; a plan takes '
-                f'{", ".join((*REQUIRED, *OPTIONAL))}. Settings of all arms '
-                'belong into options; begin a name of your own with _'
+                f'{", ".join(ALLOWED)}, and names of its own with _ before'
             )
-    base, arms, seeds, metric, options, rule = (
-        keys.get(key, OPTIONAL.get(key)) for key in (*REQUIRED, *OPTIONAL)
-    )
-    _check('base', base, isinstance(base, str), "a path, or 'mmpose::…'")
-    _check(
-        'arms',
-        arms,
-        isinstance(arms, dict)
-        and len(arms) > 1
-        and all(isinstance(arm, dict) for arm in arms.values()),
-        'a dict of two dicts or more, the baseline first',
-    )
-    for name in arms:
-        _check(
-            'the name of an arm',
-            name,
-            re.fullmatch(r'[\w.+-]+', name),
-            'letters, digits and . + - _, because it names a folder',
-        )
-    _check(
-        'seeds',
-        seeds,
-        isinstance(seeds, (list, tuple))
-        and len({*seeds}) == len(seeds) > 0
-        and all(type(seed) is int and seed >= 0 for seed in seeds),
-        'a list of different integers from 0',
-    )
-    _check('metric', metric, isinstance(metric, str), "a name, as 'coco/AP'")
-    _check('options', options, isinstance(options, dict), 'a dict')
-    _check('rule', rule, rule in ('greater', 'less'), "'greater' or 'less'")
-    configs = {}
-    for arm, changes in arms.items():
+    for key, allowed in ALLOWED.items():
+        if not _is_right(key, keys.get(key)):
+            raise PlanError(
+                f'{path}: {key} must be {allowed}; got {keys.get(key)!r}'
+            )
+    base, configs = keys['base'], {}
+    for arm, changes in keys['arms'].items():
         cfg = get_config(base) if '::' in base else Config.fromfile(find(base))
-        cfg.merge_from_dict(options)
+        cfg.merge_from_dict(keys['options'])
         cfg.merge_from_dict(changes)
-        if cfg.get('val_dataloader') is None or cfg.get('val_cfg') is None:
+        if not cfg.get('val_dataloader') or cfg.get('val_cfg') is None:
             raise PlanError(
                 f'the arm {arm!r} does not evaluate: {base} must have '
                 'val_dataloader, val_cfg and val_evaluator'
             )
         for other, theirs in configs.items():
             if cfg.to_dict() == theirs.to_dict():
-                raise PlanError(
-                    f'the arm {arm!r} equals {other!r}: nothing that it says '
-                    f'differs from {base} with the options'
-                )
+                raise PlanError(f'the arm {arm!r} equals {other!r}')
         configs[arm] = cfg
-    return Plan(base, configs, list(seeds), metric, rule)
+    return Plan(
+        base, configs, list(keys['seeds']), keys['metric'], keys['rule']
+    )
 
 
 def hash_of(cfg):
@@ -138,37 +110,36 @@ def hash_of(cfg):
 
     Of an absolute path, only the last part counts; ``work_dir`` does not.
 
-    Args:
-        cfg (mmengine.Config): The config.
-
     Returns:
         str: 12 hexadecimal digits.
     """
-    content = _without(('work_dir',), cfg.to_dict())
-    text = json.dumps(_relative(content), sort_keys=True, default=str)
+    essence = _essence(cfg.to_dict(), 'work_dir')
+    text = json.dumps(essence, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _check(what, given, is_right, allowed):
-    if not is_right:
-        raise PlanError(f'{what} must be {allowed}; got {given!r}')
+def _is_right(key, x):
+    if key == 'arms':
+        named = isinstance(x, dict) and len(x) > 1
+        named = named and all(re.fullmatch(r'[\w.+-]+', str(k)) for k in x)
+        return named and all(isinstance(arm, dict) for arm in x.values())
+    if key == 'seeds':
+        unique = isinstance(x, (list, tuple)) and len({*x}) == len(x) > 0
+        return unique and all(type(n) is int and n >= 0 for n in x)
+    if key == 'rule':
+        return x in ('greater', 'less')
+    return isinstance(x, dict if key == 'options' else str)
 
 
-def _without(keys, value):
+def _essence(value, *left_out):
     if isinstance(value, dict):
         return {
-            k: _without(keys, v) for k, v in value.items() if k not in keys
+            str(key): _essence(item, *left_out)
+            for key, item in value.items()
+            if key not in left_out
         }
     if isinstance(value, (list, tuple)):
-        return [_without(keys, item) for item in value]
-    return value
-
-
-def _relative(value):
-    if isinstance(value, dict):
-        return {str(k): _relative(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_relative(item) for item in value]
+        return [_essence(item, *left_out) for item in value]
     if isinstance(value, str) and osp.isabs(value):
         return osp.basename(value.rstrip('/'))
     return value

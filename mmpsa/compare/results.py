@@ -10,27 +10,21 @@ def read(path):
 
 
 def write(path, content):
-    """Write JSON, in place of what is there, with a line for each record.
-
-    Args:
-        path (Path): The file.
-        content (dict): What goes into it.
-    """
-    parts = (f'{json.dumps(k)}: {_lines(v)}' for k, v in content.items())
+    """Write a dict as JSON, in place of what is there; records get lines."""
+    lines = []
+    for key, value in content.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = '[\n' + ',\n'.join(map(json.dumps, value)) + '\n]'
+        lines.append(f'{json.dumps(key)}: {text}')
     new = path.with_suffix('.new')
-    new.write_text('{\n' + ',\n'.join(parts) + '\n}\n')
+    new.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
     os.replace(new, path)
 
 
 def add(results, run):
-    """Add a finished run; names of weights are kept once.
-
-    Args:
-        results (dict): The content of ``results.json``.
-        run (dict): What ``train.py`` recorded.
-    """
-    names = [*run['start']]
-    known = results.setdefault('weights', [])
+    """Add what ``train.py`` recorded; names of weights are kept once."""
+    names, known = [*run['start']], results.setdefault('weights', [])
     if names not in known:
         known.append(names)
     start = [known.index(names), ''.join(run['start'].values())]
@@ -41,22 +35,12 @@ def start_of(results, run):
     """What tells the weights at the start of a run, by name, or None."""
     if run['start'] is None:
         return None
-    index, digests = run['start']
-    return {
-        name: digests[8 * i : 8 * i + 8]
-        for i, name in enumerate(results['weights'][index])
-    }
+    index, text = run['start']
+    digests = (text[i : i + 8] for i in range(0, len(text), 8))
+    return dict(zip(results['weights'][index], digests))
 
 
 def run_of(results, arm, seed):
     """The finished run of an arm with a seed, or None."""
-    for run in results['runs']:
-        if (run['arm'], run['seed']) == (arm, seed):
-            return run
-    return None
-
-
-def _lines(value):
-    if isinstance(value, list) and value:
-        return '[\n' + ',\n'.join(map(json.dumps, value)) + '\n]'
-    return json.dumps(value)
+    of = (run for run in results['runs'] if run['arm'] == arm)
+    return next((run for run in of if run['seed'] == seed), None)

@@ -13,45 +13,31 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
-import mmpsa  # noqa: F401
-from mmpsa.version import CODEBASES
-
 from .results import write
+
+NO_IMPORTS = dict(imports=[])
+PACKAGES = 'torch mmengine mmcv mmpose mmseg mmdet mmpretrain mmpsa'.split()
 
 
 def start_of(model):
-    """What tells the weights of a model from others, by name.
-
-    Args:
-        model (nn.Module): The model.
-
-    Returns:
-        dict[str, str]: 8 hexadecimal digits for each parameter and buffer.
-    """
+    """8 digits for each weight and buffer of a model, by name."""
     found = {}
-    for name, tensor in model.state_dict().items():
-        data = tensor.detach().cpu().contiguous().reshape(-1)
-        digest = hashlib.sha256(f'{tensor.dtype}{[*tensor.shape]}'.encode())
-        digest.update(data.view(torch.uint8).numpy().tobytes())
+    for name, x in model.state_dict().items():
+        digest = hashlib.sha256(f'{x.dtype}{[*x.shape]}'.encode())
+        data = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(data.numpy().tobytes())
         found[name] = digest.hexdigest()[:8]
     return found
 
 
 def versions():
-    """What a training's figures may depend on."""
-    packages = 'torch', 'mmengine', 'mmcv', *CODEBASES, 'mmpsa'
-    device = 'CPU'
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    return dict(
-        python=sys.version.split()[0],
-        **{
-            name: sys.modules[name].__version__
-            for name in packages
-            if name in sys.modules
-        },
-        device=device,
-    )
+    """What the figures of a training may depend on."""
+    found = {
+        x: sys.modules[x].__version__ for x in PACKAGES if x in sys.modules
+    }
+    has_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if has_gpu else 'CPU'
+    return dict(python=sys.version.split()[0], **found, device=device)
 
 
 class RecordHook(Hook):
@@ -64,85 +50,73 @@ class RecordHook(Hook):
     """
 
     def __init__(self, path, metric, record):
-        self.path = path
-        self.metric = metric
-        self.record = record
+        self.path, self.metric, self.record = path, metric, record
         self.began = time.time() - record.get('seconds', 0)
 
     def before_train(self, runner):
         """Hash the weights; give all arms of a seed the same random numbers.
 
-        Constructors draw from the generators that pictures are changed with.
+        Constructors draw from the generators that augmentations use.
         """
-        record = self.record
+        record, model = self.record, runner.model
         if runner.iter:
             record['resumed'] = True
-            record['evaluations'] = [
-                found
-                for found in record['evaluations']
-                if found['iteration'] <= runner.iter
-            ]
+            done = record['evaluations']
+            kept = [x for x in done if x['iteration'] <= runner.iter]
+            record['evaluations'] = kept
         else:
-            model = runner.model
-            record.update(
-                start=start_of(getattr(model, 'module', model)), evaluations=[]
-            )
+            model = getattr(model, 'module', model)
+            record.update(start=start_of(model), evaluations=[])
             runner.set_randomness(**runner.cfg.randomness)
-        record['versions'] = versions()
-        self.save()
+        self.save(versions=versions())
 
     def after_val_epoch(self, runner, metrics=None):
         """Keep an evaluation."""
         figures = {
-            name: float(value) if math.isfinite(value) else None
-            for name, value in metrics.items()
-            if isinstance(value, Real)
+            name: float(x) if math.isfinite(x) else None
+            for name, x in metrics.items()
+            if isinstance(x, Real)
         }
-        self.record['evaluations'].append(
-            dict(iteration=runner.iter, metrics=figures)
-        )
-        self.save()
+        found = dict(iteration=runner.iter, metrics=figures)
+        self.save(evaluations=[*self.record['evaluations'], found])
         if self.metric not in figures:
             raise KeyError(f'the log has no metric {self.metric!r}')
 
     def after_train(self, runner):
         """The run is finished."""
-        evaluations = self.record['evaluations']
-        last = evaluations[-1]['iteration'] if evaluations else None
-        if last != runner.iter:
+        evaluated = [x['iteration'] for x in self.record['evaluations']]
+        if runner.iter not in evaluated:
             raise RuntimeError(
-                f'the training ended at iteration {runner.iter} without an '
-                f'evaluation (the last one is of {last}): start it over, '
-                'without --resume'
+                f'the end, iteration {runner.iter}, was not evaluated; if the '
+                'run was resumed, start it over'
             )
         if torch.cuda.is_available():
             self.record['memory'] = torch.cuda.max_memory_allocated()
-        self.record['finished'] = True
-        self.save()
+        self.save(finished=True)
 
-    def save(self):
-        """Write the file."""
-        self.record['seconds'] = round(time.time() - self.began, 1)
+    def save(self, **more):
+        """Add to the record, and write it."""
+        seconds = round(time.time() - self.began, 1)
+        self.record.update(more, seconds=seconds)
         write(self.path, self.record)
 
 
-def train(cfg, folder, metric, record):
-    """Train a run.
+def train(path):
+    """Train the run of a file; everything goes where the file is.
 
     Args:
-        cfg (mmengine.Config): Its config.
-        folder (str): Where everything of it goes.
-        metric (str): See :class:`RecordHook`.
-        record (dict): Likewise.
+        path (str): Has ``cfg``, ``metric`` and ``record``, pickled.
     """
-    if cfg.get('custom_imports'):
-        import_modules_from_strings(**cfg.custom_imports)
-    cfg.work_dir = folder
+    path = Path(path)
+    job = pickle.loads(path.read_bytes())
+    cfg = job['cfg']
+    import_modules_from_strings(**cfg.get('custom_imports') or NO_IMPORTS)
+    cfg.work_dir = str(path.parent)
     runner = Runner.from_cfg(cfg)
-    hook = RecordHook(Path(folder) / 'run.json', metric, record)
+    hook = RecordHook(path.with_name('run.json'), job['metric'], job['record'])
     runner.register_hook(hook, priority='LOWEST')
     runner.train()
 
 
 if __name__ == '__main__':
-    train(**pickle.load(sys.stdin.buffer))
+    train(sys.argv[1])

@@ -44,12 +44,12 @@ def test_base_of_a_codebase(plan):
 @pytest.mark.parametrize(
     'changes, message',
     [
-        (dict(seeds=None), 'no seeds'),
-        (dict(seed='1'), "unknown key 'seed'; .* base, arms, .* options"),
+        (dict(seeds=None), 'seeds must be .*; got None'),
+        (dict(seed='1'), "unknown key 'seed'; a plan takes base, .* with _"),
         (dict(base='3'), 'base must be a path'),
         (dict(arms='dict(none=dict())'), 'arms must be a dict of two'),
         (dict(arms='[dict(), dict()]'), 'arms must be a dict of two'),
-        (dict(arms="{'a/b': {}, 'c': {}}"), "the name of an arm .*'a/b'"),
+        (dict(arms="{'a/b': {}, 'c': {}}"), "named by letters.*'a/b'"),
         (dict(seeds='[]'), 'seeds must be a list of different'),
         (dict(seeds='[0, 0]'), 'seeds must be a list of different'),
         (dict(seeds='[True]'), 'seeds must be a list of different'),
@@ -76,8 +76,8 @@ def test_arms_that_change_more_than_plugins(plan):
     own = "custom_imports=dict(imports=['toy_experiment', 'os'])"
     arms = f'none={{}}, psa=dict({PSA}, {own}), wide={WIDE}'
     found = plan(arms=f'dict({arms})')
-    assert not found.goes_beyond_plugins('psa')
-    assert found.goes_beyond_plugins('wide')
+    assert not found.beyond_plugins('psa')
+    assert found.beyond_plugins('wide')
 
 
 class TestHash:

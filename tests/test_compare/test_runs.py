@@ -1,6 +1,5 @@
 """Which runs are trained, kept, refused; what is left of those that fail."""
 
-import fcntl
 import json
 import pickle
 import shutil
@@ -27,19 +26,13 @@ class Process:
     outcomes = {}
     started = []
 
-    def __init__(self, command, stdin, stdout, stderr, env):
-        self.stdin = self
+    def __init__(self, command, env, stdout, stderr):
         self.env = env
         self.terminated = False
+        self.folder = Path(command[-1]).parent
+        self.work(pickle.loads(Path(command[-1]).read_bytes()))
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def write(self, data):
-        job = pickle.loads(data)
+    def work(self, job):
         run = job['record']['arm'], job['record']['seed']
         self.job = job
         Process.started.append(self)
@@ -55,11 +48,9 @@ class Process:
         record.update(outcome)
         self.returncode = 0 if record['finished'] else 1
         if not record['finished']:
-            log = Path(job['folder'], 'train.log')
-            log.write_text('first\nit broke\n')
-        folder = Path(job['folder'])
-        write(folder / 'run.json', record)
-        (folder / 'last_checkpoint').write_text('iter_2.pth')
+            (self.folder / 'train.log').write_text('first\nit broke\n')
+        write(self.folder / 'run.json', record)
+        (self.folder / 'last_checkpoint').write_text('iter_2.pth')
 
     def poll(self):
         return self.returncode
@@ -84,7 +75,7 @@ def train(plan, folder, jobs=1, resume=False):
 
 
 def names(processes):
-    return [process.job['folder'].split('/')[-1] for process in processes]
+    return [process.folder.name for process in processes]
 
 
 def test_all_are_trained_once(plan, tmp_path, processes, capsys):
@@ -99,9 +90,9 @@ def test_all_are_trained_once(plan, tmp_path, processes, capsys):
     ]
     assert 'plugins' in processes.started[1].job['cfg'].model.backbone
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == '0 of 4 runs done, 1 running'
-    assert lines[-1] == '4 of 4 runs done, 0 running, about 0 min left'
-    assert '1 of 4 runs done, 1 running, about 3 min left' in lines
+    assert lines[0] == '0 of 4 runs done, 1 running, 0 failed'
+    assert lines[-1] == '4 of 4 runs done, 0 running, 0 failed'
+    assert '1 of 4 runs done, 1 running, 0 failed, about 3 min left' in lines
     assert not runs.failed
     saved = read(tmp_path / 'out/results.json')
     assert saved == runs.results
@@ -129,7 +120,7 @@ def test_a_run_that_fails_stops_no_other(plan, tmp_path, processes, capsys):
     assert runs.failed == {'psa_seed0': f'it broke ({log})'}
     assert len(processes.started) == 4 and len(runs.results['runs']) == 3
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith('3 of 4 runs done, 0 running, 1 failed')
+    assert last == '3 of 4 runs done, 0 running, 1 failed'
     processes.outcomes.clear()
     assert not train(plan(), tmp_path).failed
     assert names(processes.started[4:]) == ['psa_seed0']
@@ -156,7 +147,7 @@ def test_nothing_goes_on_from_an_earlier_attempt(
     train(plan(), tmp_path)
     pointer = tmp_path / 'none_seed0/last_checkpoint'
     assert pointer.exists()
-    monkeypatch.setattr(Process, 'write', lambda self, data: None)
+    monkeypatch.setattr(Process, 'work', lambda self, job: None)
     runs = Runs(plan(), tmp_path)
     runs.start(('none', 0), 1, None, resume=False)
     assert not pointer.exists()
@@ -183,7 +174,7 @@ def test_a_run_whose_config_is_not_known_is_kept(plan, tmp_path, processes):
 def test_fewer_seeds_lose_nothing(plan, tmp_path, processes):
     train(plan(), tmp_path)
     runs = train(plan(seeds='[1]'), tmp_path)
-    runs.save()
+    runs.finish(('psa', 1))
     assert runs.results['seeds'] == [1] and not runs.missing
     assert len(read(tmp_path / 'results.json')['runs']) == 4
 
@@ -197,18 +188,6 @@ def test_a_metric_that_the_log_does_not_have(plan, tmp_path, processes):
     assert processes.started[1].terminated
     with pytest.raises(PlanError, match="'mIou'; it has loss, score"):
         Runs(plan(metric="'mIou'"), tmp_path)
-
-
-def test_a_run_that_another_process_trains(plan, tmp_path):
-    folder = tmp_path / 'none_seed0'
-    folder.mkdir()
-    with open(folder / 'train.log', 'w') as log:
-        log.write('its log')
-        log.flush()
-        fcntl.flock(log, fcntl.LOCK_EX)
-        with pytest.raises(PlanError, match='another process trains'):
-            train(plan(), tmp_path)
-    assert (folder / 'train.log').read_text() == 'its log'
 
 
 def test_threads_are_shared(plan, tmp_path, processes, monkeypatch):

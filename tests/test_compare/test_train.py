@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ def run(plan, folder, arm='none', metric='score', record=None, **options):
     cfg = plan.config_of(arm, 1)
     cfg.merge_from_dict(options)
     record = record or dict(arm=arm, seed=1, hash='x')
-    train(cfg, str(folder), metric, record)
+    job = dict(cfg=cfg, metric=metric, record=record)
+    (folder / 'job.pkl').write_bytes(pickle.dumps(job))
+    train(str(folder / 'job.pkl'))
     return json.loads((folder / 'run.json').read_text())
 
 
@@ -97,7 +100,7 @@ def test_a_metric_that_is_missing_ends_the_run_at_once(plan, tmp_path):
 
 
 def test_no_evaluation_at_the_end(plan, tmp_path):
-    with pytest.raises(RuntimeError, match='at iteration 6 .* is of None'):
+    with pytest.raises(RuntimeError, match='the end, iteration 6, was not'):
         run(plan(), tmp_path / 'none', **{'train_cfg.val_begin': 9})
     found = json.loads((tmp_path / 'none/run.json').read_text())
     assert 'finished' not in found

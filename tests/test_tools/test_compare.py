@@ -42,7 +42,7 @@ def test_a_killed_run_and_what_is_written_again(tmp_path, monkeypatch, capsys):
 
     status, text = compare()
     assert status == 0
-    assert '1 of 2 runs done, 1 running' in text
+    assert '1 of 2 runs done, 1 running, 0 failed' in text
     results = json.loads((out / 'results.json').read_text())
     assert {run['arm'] for run in results['runs']} == {'none', 'psa'}
     assert results['costs']['psa']['flops'] > results['costs']['none']['flops']
@@ -56,7 +56,7 @@ def test_a_killed_run_and_what_is_written_again(tmp_path, monkeypatch, capsys):
         if path.is_dir():
             shutil.rmtree(path)  # the logs are not needed
     status, text = compare()
-    assert status == 0 and 'running' not in text
+    assert status == 0 and 'runs done' not in text
     assert {x.name: x.read_bytes() for x in out.iterdir()} == files
 
 
@@ -78,9 +78,7 @@ def test_refusals_are_errors_of_the_command_line(tmp_path, capsys):
 def test_jobs(jobs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_script('tools/compare.py', 'plan.py', '--jobs', jobs)
-    assert f"--jobs: invalid positive value: '{jobs}'" in (
-        capsys.readouterr().err
-    )
+    assert '--jobs' in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_plan_that_is_not_there(capsys):
