@@ -26,15 +26,7 @@ class PlanError(ValueError):
 
 
 class Plan(NamedTuple):
-    """What is compared.
-
-    Attributes:
-        base (str): The config that all arms start from.
-        configs (dict[str, mmengine.Config]): Of each arm, the baseline first.
-        seeds (list[int]): Of every arm.
-        metric (str): Its name in the log.
-        rule (str): Whether ``'greater'`` or ``'less'`` is better.
-    """
+    """What is compared; ``configs`` are by arm, the baseline first."""
 
     base: str
     configs: dict
@@ -106,12 +98,9 @@ def read_plan(path, find):
 
 
 def hash_of(cfg):
-    """What tells a run's config from others, on any machine.
+    """12 digits that tell a run's config from others, on any machine.
 
     Of an absolute path, only the last part counts; ``work_dir`` does not.
-
-    Returns:
-        str: 12 hexadecimal digits.
     """
     essence = _essence(cfg.to_dict(), 'work_dir')
     text = json.dumps(essence, sort_keys=True, default=str)

@@ -139,7 +139,10 @@ class Report:
                 for seed, run in self.runs[arm].items()
                 if seed in theirs
             ]
-            text = f'- {arm}: weights are not recorded, or not paired.'
+            note = self.results['arms'][arm].get(
+                'note', 'weights not recorded'
+            )
+            text = f'- {arm}: {note}.'
             if pairs and not any(None in pair for pair in pairs):
                 unequal = {
                     name

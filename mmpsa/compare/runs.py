@@ -16,15 +16,9 @@ POLL = 0.2  # seconds
 
 
 class Runs:
-    """The runs of a plan in a folder.
+    """The runs of a plan, and ``results.json``, in a folder.
 
-    Args:
-        plan (Plan): The plan.
-        folder (Path): Holds ``results.json`` and a folder for each run.
-
-    Attributes:
-        results (dict): The content of ``results.json``.
-        failed (dict[str, str]): Runs that failed, and the end of their log.
+    ``failed`` has the end of the log of each run that failed.
 
     Raises:
         PlanError: If a run there is of another config, or its evaluations do
@@ -70,10 +64,8 @@ class Runs:
     def train(self, jobs, resume):
         """Train what is missing; a run that fails does not stop the others.
 
-        Args:
-            jobs (int): How many runs at a time, each on a device of its own.
-            resume (bool): Go on from the last checkpoint of a run that was
-                cut; else it starts over.
+        ``jobs`` runs at a time have a device each. With ``resume``, cut runs
+        go on from their last checkpoint; else they start over.
         """
         free, waiting, running = devices(jobs), list(self.missing), {}
         try:
@@ -163,11 +155,7 @@ def name_of(run):
 
 
 def devices(jobs):
-    """A device for each job: the number of a GPU, or None for the CPU.
-
-    Raises:
-        PlanError: If there are fewer GPUs than jobs.
-    """
+    """A device for each job: the number of a GPU, or None for the CPU."""
     count = torch.cuda.device_count()
     if 0 < count < jobs:
         raise PlanError(f'--jobs {jobs} needs as many GPUs; there are {count}')

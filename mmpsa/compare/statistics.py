@@ -5,64 +5,40 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-LEVEL = 0.05  # two-sided
-POWER = 0.8
-MOST_SEEDS = 1000
+LEVEL, POWER, MOST_SEEDS = 0.05, 0.8, 1000
 
 
 class Difference(NamedTuple):
-    """What an arm has over another one, from runs paired by seed.
+    """What an arm has over another: one value for each seed that both have.
 
-    Attributes:
-        values (list[float]): One for each seed that both have.
-        mean (float): Their mean.
-        deviation (float): Their standard deviation, of a sample.
-        low (float): The lower end of the mean's 95 % interval, by Student's t.
-        high (float): The upper end.
-        p (float): Of the paired t-test, two-sided.
+    ``low`` and ``high`` are the ends of the mean's 95 % interval, ``p`` is
+    that of the paired t-test, two-sided. One value has a mean alone; without
+    a value, that is None too.
     """
 
     values: list
-    mean: float
-    deviation: float
-    low: float
-    high: float
-    p: float
+    mean: float = None
+    deviation: float = None
+    low: float = None
+    high: float = None
+    p: float = None
 
 
 def difference(ours, theirs):
-    """Compare the scores of two arms, seed by seed.
-
-    Args:
-        ours (dict[int, float]): Scores by seed.
-        theirs (dict[int, float]): Those of the baseline.
-
-    Returns:
-        Difference: With one seed, or none, in common, its deviation, interval
-        and p are None, its mean is None if there is none.
-    """
+    """The :class:`Difference` of scores by seed to those of a baseline."""
     values = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if len(values) < 2:
-        return Difference(values, *values or [None], None, None, None, None)
+        return Difference(values, *values)
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
     if deviation == 0:  # where the t-test divides by zero
         return Difference(values, mean, 0.0, mean, mean, float(mean == 0))
     test = stats.ttest_1samp(values, 0)
-    low, high = test.confidence_interval(1 - LEVEL)
-    return Difference(
-        values, mean, deviation, float(low), float(high), float(test.pvalue)
-    )
+    ends = map(float, test.confidence_interval(1 - LEVEL))
+    return Difference(values, mean, deviation, *ends, float(test.pvalue))
 
 
 def holm(ps):
-    """Correct the p values of several tests by Holm's method.
-
-    Args:
-        ps (list[float]): As they are.
-
-    Returns:
-        list[float]: Corrected, in the same order.
-    """
+    """The p values of several tests, corrected by Holm's method."""
     corrected, largest = [0.0] * len(ps), 0.0
     for rank, i in enumerate(np.argsort(ps, kind='stable')):
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
@@ -71,54 +47,32 @@ def holm(ps):
 
 
 def verdict(mean, p, rule):
-    """A verdict in words.
-
-    Args:
-        mean (float): Of the differences.
-        p (float): Corrected.
-        rule (str): ``'greater'`` or ``'less'``: which is better.
-    """
+    """A verdict in words; ``rule`` is ``'greater'`` or ``'less'``."""
     if p >= LEVEL:
         return 'no clear difference'
     return 'clear gain' if (mean > 0) == (rule == 'greater') else 'clear loss'
 
 
 def power(effect, seeds):
-    """The chance that the paired t-test finds a difference, by its side too.
+    """The chance that the test finds a difference, by its side too.
 
     Args:
-        effect (float): The difference, in standard deviations of the
-            differences.
+        effect (float): The difference, in standard deviations.
         seeds (int or ndarray): How many, 2 at least.
     """
-    degrees = np.asarray(seeds) - 1
-    critical = stats.t.isf(LEVEL / 2, degrees)
-    return stats.nct.sf(critical, degrees, abs(effect) * np.sqrt(seeds))
+    critical = stats.t.isf(LEVEL / 2, np.asarray(seeds) - 1)
+    shift = abs(effect) * np.sqrt(seeds)
+    return stats.nct.sf(critical, np.asarray(seeds) - 1, shift)
 
 
 def detectable(deviation, seeds):
-    """The difference that this many seeds find with 80 % power.
-
-    Args:
-        deviation (float): Of the differences.
-        seeds (int): How many, 2 at least.
-    """
+    """The difference that 2 or more seeds find with a power of 80 %."""
     effect = optimize.brentq(lambda x: power(x, seeds) - POWER, 0, 100)
     return effect * deviation
 
 
 def seeds_needed(wanted, deviation):
-    """The seeds that find a difference with 80 % power.
-
-    Args:
-        wanted (float): The difference.
-        deviation (float): Of the differences.
-
-    Returns:
-        int or None: None if it is more than 1,000.
-    """
-    if deviation == 0:
-        return 2
+    """The seeds that find a difference so; None if more than 1,000."""
     seeds = np.arange(2, MOST_SEEDS + 1)
-    enough = power(wanted / deviation, seeds) >= POWER
+    enough = power(wanted / max(deviation, 1e-9), seeds) >= POWER
     return int(seeds[enough.argmax()]) if enough.any() else None

@@ -58,15 +58,14 @@ class RecordHook(Hook):
 
         Constructors draw from the generators that augmentations use.
         """
-        record, model = self.record, runner.model
+        record = self.record
         if runner.iter:
             record['resumed'] = True
             done = record['evaluations']
             kept = [x for x in done if x['iteration'] <= runner.iter]
             record['evaluations'] = kept
         else:
-            model = getattr(model, 'module', model)
-            record.update(start=start_of(model), evaluations=[])
+            record.update(start=start_of(runner.model), evaluations=[])
             runner.set_randomness(**runner.cfg.randomness)
         self.save(versions=versions())
 

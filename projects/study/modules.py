@@ -1,6 +1,6 @@
 """What the study's runs take beside mmpsa: attention to compare with, speed.
 
-Imported by the configs that ``run.py`` writes.
+The plans import it.
 """
 
 import torch
@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.model import kaiming_init
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
-from timm.layers import EcaModule, SqueezeExcite
+from timm.layers import SqueezeExcite
 from torch import nn
 
 from mmpsa import PolarizedSelfAttention
@@ -48,46 +48,6 @@ class SE(SqueezeExcite):
         if self.identity_init:
             nn.init.zeros_(self.fc2.weight)
             nn.init.zeros_(self.fc2.bias)
-
-
-@MODELS.register_module()
-class ECA(EcaModule):
-    """timm's Efficient Channel Attention (arXiv:1910.03151) as a plugin.
-
-    It starts as the identity.
-
-    Args:
-        in_channels (int): C of the input, N×C×H×W.
-    """
-
-    _abbr_ = 'eca'
-
-    def __init__(self, in_channels):
-        super().__init__(in_channels, gate_layer=DoubledSigmoid)
-        self.init_weights()
-
-    def init_weights(self):
-        """Start as the identity."""
-        nn.init.zeros_(self.conv.weight)
-
-
-@MODELS.register_module()
-class ScaledPSA(PolarizedSelfAttention):
-    """``X + γ(PSA(X) - X)``, γ learnt from 0; PSA starts as the paper's."""
-
-    def __init__(self, in_channels, **kwargs):
-        super().__init__(in_channels, **kwargs)
-        self.gamma = nn.Parameter(torch.zeros(1))
-
-    def reset_parameters(self):
-        """Start as the identity."""
-        super().reset_parameters()
-        if hasattr(self, 'gamma'):  # not yet in the constructor
-            nn.init.zeros_(self.gamma)
-
-    def forward(self, x):
-        """N×C×H×W to N×C×H×W, of the same dtype."""
-        return torch.lerp(x, super().forward(x), self.gamma.to(x.dtype))
 
 
 @MODELS.register_module()
