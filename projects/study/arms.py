@@ -2,13 +2,9 @@
 
 
 def at(part, lr_mult=None, modules='fpn_convs.*', **cfg):
-    """An arm: a plugin behind modules of a part of the model.
+    """An arm: a plugin behind modules of ``part``, as ``'backbone.1'``.
 
-    Args:
-        part (str): Where the config has it: ``'neck'``, ``'backbone.1'``.
-        lr_mult (float, optional): Of the learning rate of PSA.
-        modules (str): The names. Default: the levels of the pyramid.
-        cfg (object): Of the plugin.
+    ``lr_mult`` is of the learning rate of PSA, ``cfg`` of the plugin.
     """
     arm = {f'model.{part}.plugins': [dict(cfg=cfg, modules=modules)]}
     if lr_mult:

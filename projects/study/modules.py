@@ -25,12 +25,8 @@ class DoubledSigmoid(nn.Sigmoid):
 class SE(SqueezeExcite):
     """timm's Squeeze-and-Excitation (arXiv:1709.01507) as a plugin.
 
-    Its defaults: C / 16 hidden channels, in eights, 8 at least.
-
-    Args:
-        in_channels (int): C of the input, N×C×H×W.
-        identity_init (bool): Start as the identity, as PSA does, by a gate of
-            twice the sigmoid. Default: False.
+    It has C / 16 hidden channels, in eights, 8 at least. As the identity, it
+    starts with a gate of twice the sigmoid of 0.
     """
 
     _abbr_ = 'se'
