@@ -22,6 +22,7 @@ options = dict(custom_hooks=[dict(type='Killed', file='{{}}', iteration=3)])
 
 def test_a_killed_run_and_what_is_written_again(tmp_path, monkeypatch, capsys):
     """The other goes on; the next call trains it; then nothing is trained."""
+    monkeypatch.syspath_prepend(TOY)
     monkeypatch.setenv('PYTHONPATH', f'{TOY}:{REPO}')
     out = tmp_path / 'out'
     plan = tmp_path / 'plan.py'
