@@ -115,15 +115,15 @@ class Report:
     @property
     def cost(self):
         """A table of what each arm costs."""
-        over = f'÷ {self.baseline}'
+        over, base = f'÷ {self.baseline}', self.costs.get(self.baseline)
         rows = [['arm', 'parameters', 'multiply-adds', 'training step, ms']]
         rows[0] += [over, 'inference, ms', over, 'peak memory, GiB']
         for arm, cost in self.costs.items():
             counts = cost['params'], cost['flops']
             row = [arm, *(f'{count:,}' if count else '' for count in counts)]
             for step in ('train', 'test'):
-                ratio = cost[step] / self.costs[self.baseline][step]
-                row += [f'{1e3 * cost[step]:.1f}', f'{ratio:.2f}']
+                ratio = number(base and cost[step] / base[step])
+                row += [f'{1e3 * cost[step]:.1f}', ratio]
             runs = self.runs.get(arm, {}).values()
             memory = [run['memory'] / 2**30 for run in runs if 'memory' in run]
             rows.append([*row, number(max(memory, default=None))])

@@ -181,6 +181,10 @@ def test_costs():
     ]
     assert found['none'] == ['1,000', '5', '300.0', '1.00', '100.0', '1.00']
     assert found['psa'] == ['1,001', '', '360.0', '1.20', '200.0', '2.00']
+    del content['costs']['none']  # none of its runs is finished
+    found = rows(Report(content).cost)
+    assert found['psa'] == ['1,001', '360.0', '200.0']
+    content['costs'] = results(none=NONE, psa=PSA)['costs']
     for run, gigabytes in zip(content['runs'], (1, 2, 1, 3, 3, 4)):
         run['memory'] = gigabytes * 2**30
     found = rows(Report(content).cost)
@@ -213,9 +217,9 @@ class TestStarts:
         content = results(none=NONE, psa=PSA)
         content['runs'][1].update(start=None, versions=None, hash=None)
         report = Report(content)
-        assert report.starts == (
-            '- psa: weights are not recorded, or not paired.'
-        )
+        assert report.starts == '- psa: weights not recorded.'
+        content['arms']['psa']['note'] = 'from elsewhere'
+        assert Report(content).starts == '- psa: from elsewhere.'
         assert '- versions unknown' in report.remarks
 
 
