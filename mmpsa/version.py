@@ -1,6 +1,6 @@
 """The version of mmpsa, and the versions of what it works with."""
 
-__version__ = '1.0.0'
+__version__ = '1.1.0'
 
 # torch.compiler is what older ones lack.
 OLDEST_TORCH = '2.1'

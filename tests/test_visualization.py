@@ -68,7 +68,8 @@ def model_cfg(*plugins, name='ResNet18', **preprocessor):
 
 def build(*plugins, **kwargs):
     torch.manual_seed(0)
-    return draw_weights(MODELS.build(model_cfg(*plugins, **kwargs))).eval()
+    model = MODELS.build(model_cfg(*plugins, **kwargs))
+    return draw_weights(model, 0.1).eval()
 
 
 def pictures(count=2, size=64, channels=3):

@@ -1,5 +1,5 @@
 _base_ = './ocrnet_hr48_4xb2-160k_cityscapes-512x1024_psa-p.py'
-# PSA stands after_3x3, as in that config. The paper's schedule for segmentation:
+# PSA stands after_3x3, as in that config. The paper's schedule for masks:
 # 30 % more iterations than the baseline, the first 5,000 of them a warm-up.
 train_cfg = dict(max_iters=208000)
 param_scheduler = [

@@ -1,5 +1,5 @@
 _base_ = './fcn_r101-d8_4xb4-40k_voc12aug-512x512_psa-p.py'
-# PSA stands after_3x3, as in that config. The paper's schedule for segmentation:
+# PSA stands after_3x3, as in that config. The paper's schedule for masks:
 # 30 % more iterations than the baseline, the first 5,000 of them a warm-up.
 train_cfg = dict(max_iters=52000)
 param_scheduler = [
