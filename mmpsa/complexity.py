@@ -42,7 +42,8 @@ def complexity_of(
         size = codec['input_size'][::-1]
     samples = None
     if not size and batch:
-        size, samples = batch['inputs'].shape[2:], batch['data_samples'][:1]
+        size, samples = batch['inputs'].shape[2:], batch['data_samples']
+        samples = samples and samples[:1]  # classifiers do without
     if not size:
         raise ValueError(
             'cfg must have crop_size (h, w) or codec.input_size (w, h), as '

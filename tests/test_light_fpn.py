@@ -8,7 +8,7 @@ from torch import nn
 
 from mmpsa.light_fpn import LightFPN
 
-WIDTHS = (8, 12)
+WIDTHS = (8, 12, 16)
 
 
 def pyramid(**kwargs):
@@ -19,7 +19,7 @@ def pyramid(**kwargs):
 def maps():
     """Of odd sizes, whose halves are rounded up."""
     torch.manual_seed(1)
-    sizes = (9, 7), (5, 4)
+    sizes = (9, 7), (5, 4), (3, 2)
     return [torch.rand(2, c, *size) for c, size in zip(WIDTHS, sizes)]
 
 
@@ -28,22 +28,24 @@ def probe(factor, modules):
 
 
 def test_outputs():
-    fine, coarse = pyramid()(maps())
-    assert fine.shape == (2, 4, 9, 7) and coarse.shape == (2, 4, 5, 4)
+    shapes = [tuple(x.shape) for x in pyramid()(maps())]
+    assert shapes == [(2, 4, 9, 7), (2, 4, 5, 4), (2, 4, 3, 2)]
 
 
 def test_the_finer_level_reads_the_gated_map():
-    """Zero behind the coarse level is what is left of it below."""
-    gated = pyramid(plugins=[probe(0.0, 'fpn_convs.1')])
+    """Each level reads the next one alone, and nothing of a map of zeros."""
     inputs = maps()
-    fine, coarse = gated(inputs)
-    assert (coarse == 0).all()
     plain = pyramid()
+    fine, middle, coarse = pyramid(plugins=[probe(0.0, 'fpn_convs.1')])(inputs)
+    assert (middle == 0).all()
+    torch.testing.assert_close(coarse, plain(inputs)[2])
     alone = plain.fpn_convs[0](
         plain.depthwise_convs[0](plain.lateral_convs[0](inputs[0]))
     )
     torch.testing.assert_close(fine, alone)
     assert not torch.allclose(fine, plain(inputs)[0])
+    *_, coarse = pyramid(plugins=[probe(0.0, 'fpn_convs.2')])(inputs)
+    assert (coarse == 0).all()
 
 
 def test_every_level_takes_a_plugin():
@@ -56,7 +58,7 @@ def test_every_level_takes_a_plugin():
         )
     )
     probes = [m for m in built.modules() if type(m).__name__ == 'Probe']
-    assert [len(m.weight) for m in probes] == [4, 4]
+    assert [len(m.weight) for m in probes] == [4, 4, 4]
 
 
 @pytest.mark.parametrize('separable', [True, False])
@@ -66,7 +68,7 @@ def test_parameters(separable):
     layer = 9 * 4 + 4 * 4 if separable else 9 * 4 * 4
     norm = 2 * 4
     count = sum(x.numel() for x in neck.parameters())
-    assert count == lateral + 2 * (layer + norm)
+    assert count == lateral + 3 * (layer + norm)
     kinds = {type(m) for m in neck.modules()}
     assert {nn.BatchNorm2d, nn.ReLU} <= kinds
 
@@ -75,10 +77,10 @@ def test_what_its_convolutions_reach():
     """One output reads 3×3 positions of its own level."""
     for separable in (True, False):
         neck = pyramid(separable=separable)
-        x = torch.zeros(1, WIDTHS[1], 7, 7)
+        x = torch.zeros(1, WIDTHS[2], 7, 7)
         other = x.clone()
         other[..., 3, 3] = 1.0
-        rest = torch.zeros(1, WIDTHS[0], 14, 14)
-        before, after = (neck([rest, y])[1] for y in (x, other))
+        rest = [torch.zeros(1, width, 14, 14) for width in WIDTHS[:2]]
+        before, after = (neck([*rest, y])[2] for y in (x, other))
         changed = (before != after).any(1)[0].nonzero()
         assert changed.min() == 2 and changed.max() == 4

@@ -213,6 +213,11 @@ class TestStarts:
             'It changes more than plugins; data and seed are equal.'
         )
 
+    def test_seeds_without_a_pair_are_left_out(self):
+        content = results(none=(50.0, None, 52.0), psa=PSA)
+        text = Report(content).starts
+        assert text == '- psa: 2 of 2 weights of none are equal.'
+
     def test_not_recorded(self):
         content = results(none=NONE, psa=PSA)
         content['runs'][1].update(start=None, versions=None, hash=None)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 from torch import nn
+from toy_plan import PSA, WIDE
 
 from mmpsa.compare import train as module
 from mmpsa.compare.train import start_of, train
@@ -43,7 +44,7 @@ def test_record(plan, tmp_path):
 def test_arms_of_a_seed_share_data_and_random_numbers(
     plan, tmp_path, monkeypatch
 ):
-    """Constructors of plugins draw from the generator that training uses."""
+    """Constructors draw from the generator that training uses."""
     seen = []
     original = nn.functional.binary_cross_entropy_with_logits
     monkeypatch.setattr(
@@ -54,19 +55,20 @@ def test_arms_of_a_seed_share_data_and_random_numbers(
             or original(scores, labels)
         ),
     )
-    found = plan()
+    found = plan(arms=f'dict(none={{}}, psa={PSA}, wide={WIDE})')
     run(found, tmp_path / 'none')
     theirs = seen[:]
-    seen.clear()
-    run(found, tmp_path / 'psa', 'psa')
-    assert len(seen) == len(theirs) == 6
-    for (state, labels), (their_state, their_labels) in zip(seen, theirs):
-        assert torch.equal(state, their_state)
-        assert torch.equal(labels, their_labels)
+    for arm in ('psa', 'wide'):
+        seen.clear()
+        run(found, tmp_path / arm, arm)
+        assert len(seen) == len(theirs) == 6
+        for (state, labels), (their_state, their_labels) in zip(seen, theirs):
+            assert torch.equal(state, their_state)
+            assert torch.equal(labels, their_labels)
 
 
 def test_hashes_of_weights():
-    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
     same = copy.deepcopy(model).to(memory_format=torch.channels_last)
     assert start_of(model) == start_of(same)
     assert '1.num_batches_tracked' in start_of(model)
