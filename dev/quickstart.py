@@ -1,14 +1,15 @@
-"""Train and evaluate the quickstart's models, print a table, draw a picture.
+"""Compare segmentation with and without PSA, train poses, draw a picture.
 
-Pose estimation and segmentation, each without and with PSA, on generated data
-and on the CPU. What has been finished is not repeated unless ``--force`` asks
-for it. Everything goes to work_dirs/quickstart.
+All of it on generated data and on the CPU. ``mim run mmpsa compare`` trains
+the segmentors with three seeds each and prints the table; a pose estimator
+with PSA is trained once. What has been finished is not repeated unless
+``--force`` asks for it. Everything goes to work_dirs/quickstart.
 """
 
 import argparse
 import json
 import os
-import statistics
+import shutil
 import subprocess
 import sys
 import time
@@ -21,14 +22,16 @@ import numpy as np
 plt.switch_backend('agg')
 DATA = Path('data/figures')
 OUT = Path('work_dirs/quickstart')
-POSE = 'td-hm_res18-w32_1xb16-5e_figures-64x64'
+PLAN = 'dev/quickstart_plan.py'
+COMPARISON = OUT / 'segmentation'
+POSE = 'td-hm_res18-w32_1xb16-5e_figures-64x64_psa-s'
 SEG = 'fcn_r18-w32_1xb16-250_figures-128x128'
-RUNS = {  # label: config
-    'pose': POSE,
-    'pose + PSA': f'{POSE}_psa-s',
-    'segmentation': SEG,
-    'segmentation + PSA': f'{SEG}_psa-s',
+MODELS = {  # label: config, where it was trained
+    'pose + PSA': (POSE, OUT / POSE),
+    'segmentation': (SEG, COMPARISON / 'none_seed0'),
+    'segmentation + PSA': (f'{SEG}_psa-s', COMPARISON / 'psa_seed0'),
 }
+MIM = str(Path(sys.executable).with_name('mim'))
 PICTURES = (1, 19, 30)  # of the validation split, drawn in the picture
 MASKED = ('layer1.1', 'layer3.1')  # blocks whose spatial masks are drawn
 
@@ -62,30 +65,38 @@ def config_of(name):
     return f'configs/quickstart/{name}.py'
 
 
-def checkpoint_of(name):
+def checkpoint_in(folder):
     """The checkpoint that training saved at its end."""
-    return (OUT / name / 'last_checkpoint').read_text().strip()
+    return (folder / 'last_checkpoint').read_text().strip()
 
 
-def train_and_test(label, name, force):
-    """Bring one run to the point where it has a metrics.json."""
-    mim = str(Path(sys.executable).with_name('mim'))
-    folder, config = OUT / name, config_of(name)
+def compare(force):
+    """Bring the comparison to the point where it has a report."""
+    if force:
+        shutil.rmtree(COMPARISON, ignore_errors=True)
+    command = [MIM, 'run', 'mmpsa', 'compare', PLAN, '--jobs', '2']
+    title = 'Comparing segmentation without and with PSA (about 4 minutes)'
+    run(title, [*command, '--work-dir', str(COMPARISON)])
+
+
+def train_and_test_pose(force):
+    """Bring the pose estimator to the point where it has a metrics.json."""
+    folder, config = OUT / POSE, config_of(POSE)
     if force or not (folder / 'last_checkpoint').exists():
-        train = [mim, 'train', 'mmpsa', config, '--work-dir', str(folder)]
-        title = f'Training: {label} (about a minute)'
+        train = [MIM, 'train', 'mmpsa', config, '--work-dir', str(folder)]
+        title = 'Training: pose + PSA (about a minute)'
         run(title, train, folder / 'train.log', '(train)')
         force = True
     if force or not (folder / 'metrics.json').exists():
-        test = [mim, 'test', 'mmpsa', config]
-        test += ['--checkpoint', checkpoint_of(name)]
+        test = [MIM, 'test', 'mmpsa', config]
+        test += ['--checkpoint', checkpoint_in(folder)]
         test += ['--work-dir', str(folder / 'test')]
         test += ['--out', str(folder / 'metrics.json')]
-        run(f'Testing: {label}', test, folder / 'test.log', '(test)')
+        run('Testing: pose + PSA', test, folder / 'test.log', '(test)')
 
 
 def load_models():
-    """The four trained models, by their labels."""
+    """The trained models, by their labels."""
     import mmpose.apis
     import mmseg.apis
     from mmengine.logging import MMLogger
@@ -96,55 +107,24 @@ def load_models():
     warnings.filterwarnings('ignore', module='mmseg')
     return {
         label: (mmpose if label.startswith('pose') else mmseg).apis.init_model(
-            config_of(name), checkpoint_of(name), device='cpu'
+            config_of(name), checkpoint_in(folder), device='cpu'
         )
-        for label, name in RUNS.items()
+        for label, (name, folder) in MODELS.items()
     }
 
 
-def metric_of(name):
-    """The metric that a run was tested with, as text in percent."""
-    metrics = json.loads((OUT / name / 'metrics.json').read_text())
-    if 'mIoU' in metrics:
-        return f'mIoU {metrics["mIoU"]:.1f}'
-    return f'PCK@0.1 {100 * metrics["bbox@0.1/PCK"]:.1f}'
-
-
-def seconds_per_iteration(scalars):
-    """Median of the training iterations' times in a scalars.json.
-
-    Args:
-        scalars (str): its text, one JSON object per line; lines of training
-            have a loss.
-
-    Returns:
-        float: seconds.
-    """
-    lines = [json.loads(line) for line in scalars.splitlines()]
-    return statistics.median(x['time'] for x in lines if 'loss' in x)
-
-
-def print_table(models):
-    """One row per run."""
-    from mmpsa.complexity import complexity_of
-
-    row = '{:<20}{:>14}{:>12}{:>9}{:>10}'.format
-    print('\n' + row('', 'metric', 'parameters', 'GFLOPs', 's / iter'))
-    for label, name in RUNS.items():
-        params, flops = complexity_of(models[label].cfg)
-        scalars = max((OUT / name).glob('*/vis_data/scalars.json'))
-        seconds = seconds_per_iteration(scalars.read_text())
-        cost = f'{params:,}', f'{flops / 1e9:.4f}', f'{seconds:.3f}'
-        print(row(label, metric_of(name), *cost))
-    print(
-        'Each row is one seed, and its settings were chosen on the split that '
-        'is scored.\nThese figures show how to train. They do not show if PSA '
-        'helps.'
-    )
+def metric_of(label):
+    """The metric of a model, as text in percent."""
+    _, folder = MODELS[label]
+    if label.startswith('pose'):
+        metrics = json.loads((folder / 'metrics.json').read_text())
+        return f'PCK@0.1 {100 * metrics["bbox@0.1/PCK"]:.1f}'
+    record = json.loads((folder / 'run.json').read_text())
+    return f'mIoU {record["evaluations"][-1]["metrics"]["mIoU"]:.1f}'
 
 
 def draw_pose(axes, models, index):
-    """Ground truth and two predictions; returns the crop that models see."""
+    """Ground truth and predictions; returns the crop that models see."""
     from mmpose.apis import inference_topdown
 
     data = json.loads((DATA / 'annotations/val.json').read_text())
@@ -173,7 +153,7 @@ def draw_pose(axes, models, index):
 
 
 def draw_parts(axes, models, index):
-    """Ground truth and two predictions; returns the picture's extent."""
+    """Ground truth and predictions; returns the picture's extent."""
     from mmengine.registry import init_default_scope
     from mmseg.apis import inference_model
 
@@ -201,16 +181,18 @@ def draw(models):
         ('pose', draw_pose, axes[:count]),
         ('segmentation', draw_parts, axes[count:]),
     ):
-        labels = (task, f'{task} + PSA')
-        pair = [models[label] for label in labels]
+        labels = [label for label in models if label.startswith(task)]
+        shown = [models[label] for label in labels]
         for row, index in zip(rows, PICTURES):
             picture = plt.imread(DATA / f'images/val/{index:06d}.jpg')
             for axis in row:
-                axis.imshow(picture)
                 axis.axis('off')
-            with record_masks(pair[1]) as record:
-                extent = draw_one(row[1:4], pair, index)
-            for axis, name in zip(row[4:], MASKED):
+            row = [*row[: 2 + len(shown)], *row[4:]]
+            for axis in row:
+                axis.imshow(picture)
+            with record_masks(shown[-1]) as record:
+                extent = draw_one(row[1:-2], shown, index)
+            for axis, name in zip(row[-2:], MASKED):
                 mask = record.masks[f'backbone.{name}.psa'].spatial[0]
                 heat = axis.imshow(
                     mask, alpha=0.7, extent=extent, cmap='magma'
@@ -219,16 +201,17 @@ def draw(models):
             height, width = picture.shape[:2]
             plt.setp(row, xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         titles = [f'{task}:\npicture', 'ground truth']
-        titles += [f'{x}:\n{metric_of(RUNS[x])}' for x in labels]
+        titles += [f'{label}:\n{metric_of(label)}' for label in labels]
+        first = [*rows[0][: len(titles)], *rows[0][4:]]
         titles += [
             f'spatial mask of PSA in\n{name}: 0 shut, 1 unchanged'
             for name in MASKED
         ]
-        for axis, title in zip(rows[0], titles):
+        for axis, title in zip(first, titles):
             axis.set_title(title, fontsize=10)
     meta = models['segmentation'].dataset_meta
     colours = dict(zip(meta['classes'], meta['palette']))
-    meta = models['pose'].dataset_meta
+    meta = models['pose + PSA'].dataset_meta
     for side in ('left', 'right'):
         arm = tuple(
             meta['keypoint_name2id'][f'{side}_{joint}']
@@ -246,7 +229,7 @@ def draw(models):
 
 
 def main():
-    """Data, runs, table, picture."""
+    """Data, trainings, table, picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         '--force', action='store_true', help='repeat what is finished'
@@ -257,11 +240,9 @@ def main():
     if force or not (DATA / 'annotations/val.json').exists():
         script = 'dev/make_figures.py'
         run('Rendering the data (10 s)', [sys.executable, script])
-    for label, name in RUNS.items():
-        train_and_test(label, name, force)
-    models = load_models()
-    print_table(models)
-    draw(models)
+    train_and_test_pose(force)
+    compare(force)
+    draw(load_models())
 
 
 if __name__ == '__main__':

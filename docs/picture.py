@@ -56,7 +56,7 @@ def draw(model, indices):
 
 
 def main():
-    folder = ROOT / 'work_dirs/quickstart' / MODEL
+    folder = ROOT / 'work_dirs/quickstart/segmentation/psa_seed0'
     model = init_model(
         str(ROOT / f'configs/quickstart/{MODEL}.py'),
         (folder / 'last_checkpoint').read_text().strip(),

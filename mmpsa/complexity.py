@@ -2,7 +2,7 @@
 
 import copy
 from functools import partial
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from mmengine.analysis import FlopAnalyzer, parameter_count
@@ -14,7 +14,9 @@ from mmpsa.ops import polarized_self_attention
 from mmpsa.psa import PolarizedSelfAttention
 
 
-def complexity_of(cfg: Config, reference: bool = False) -> Tuple[int, int]:
+def complexity_of(
+    cfg: Config, reference: bool = False, batch: Optional[dict] = None
+) -> Tuple[int, int]:
     """Parameters, and multiply-adds for one picture of the training size.
 
     A multiply-add counts as one FLOP, as in OpenMMLab's tables. Activations,
@@ -22,21 +24,27 @@ def complexity_of(cfg: Config, reference: bool = False) -> Tuple[int, int]:
     with their parameters, but not with FLOPs: they run in training only.
 
     Args:
-        cfg (mmengine.Config): The config of a pose estimator or a segmentor.
-            Its ``crop_size`` (h, w) or ``codec.input_size`` (w, h) is the
-            size of the picture.
+        cfg (mmengine.Config): The config of a model. Its ``crop_size`` (h,
+            w) or ``codec.input_size`` (w, h) is the size of the picture.
         reference (bool): Compute PSA by the equations of
             :mod:`mmpsa.ops.reference`, line by line. Default: False.
+        batch (dict, optional): What the model's data preprocessor returns:
+            ``inputs``, N×3×H×W, and ``data_samples``. If ``cfg`` has neither
+            size, the first picture is counted.
 
     Returns:
         tuple[int, int]: The parameters and the FLOPs.
 
     Raises:
-        ValueError: If ``cfg`` has neither of these sizes.
+        ValueError: If ``cfg`` has neither size and there is no ``batch``.
     """
     size, codec = cfg.get('crop_size'), cfg.get('codec')
     if not size and isinstance(codec, dict) and 'input_size' in codec:
         size = codec['input_size'][::-1]
+    samples = None
+    if not size and batch:
+        size, samples = batch['inputs'].shape[2:], batch['data_samples']
+        samples = samples and samples[:1]  # classifiers do without
     if not size:
         raise ValueError(
             'cfg must have crop_size (h, w) or codec.input_size (w, h), as '
@@ -56,8 +64,8 @@ def complexity_of(cfg: Config, reference: bool = False) -> Tuple[int, int]:
                     backend='torch',
                 )
                 setattr(module, 'forward', operator)
-    # `forward` asks for data samples, which the analysis cannot pass
-    model.forward = model._forward
+    # the analysis passes pictures alone
+    model.forward = partial(model.forward, data_samples=samples, mode='tensor')
     analyzer = FlopAnalyzer(model, torch.rand(1, 3, *size))
     # element-wise operators, and convolutions that PSA multiplies out
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)

@@ -232,7 +232,8 @@ class TestPackage:
         built = mim_files(tree / 'built/mmpsa/.mim')
         assert built == mim_files(REPO)
         assert Path('tools/train.py') in built
-        assert (tree / 'built/mmpsa/py.typed').exists()
+        for name in ('py.typed', 'compare/page.md'):
+            assert (tree / 'built/mmpsa' / name).exists()
         assert not not_shipped(tree / 'built')
 
     def test_source_archive_holds_what_mim_needs(self, tree):
@@ -245,7 +246,8 @@ class TestPackage:
             assert (unpacked / name).exists()
         assert (unpacked / 'requirements/runtime.txt').exists()
         assert (unpacked / 'mmpsa/ops/csrc/cpu.cpp').exists()
-        assert (unpacked / 'mmpsa/py.typed').exists()
+        for name in ('py.typed', 'compare/page.md'):
+            assert (unpacked / 'mmpsa' / name).exists()
         assert not not_shipped(unpacked)
 
     def test_mim_finds_the_package(self):

@@ -1,13 +1,14 @@
 """What the study's runs take beside mmpsa: attention to compare with, speed.
 
-Imported by the configs that ``run.py`` writes.
+The plans import it.
 """
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import kaiming_init
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
-from timm.layers import EcaModule, SqueezeExcite
+from timm.layers import SqueezeExcite
 from torch import nn
 
 from mmpsa import PolarizedSelfAttention
@@ -24,12 +25,8 @@ class DoubledSigmoid(nn.Sigmoid):
 class SE(SqueezeExcite):
     """timm's Squeeze-and-Excitation (arXiv:1709.01507) as a plugin.
 
-    Its defaults: C / 16 hidden channels, in eights, 8 at least.
-
-    Args:
-        in_channels (int): C of the input, N×C×H×W.
-        identity_init (bool): Start as the identity, as PSA does, by a gate of
-            twice the sigmoid. Default: False.
+    It has C / 16 hidden channels, in eights, 8 at least. As the identity, it
+    starts with a gate of twice the sigmoid of 0.
     """
 
     _abbr_ = 'se'
@@ -50,43 +47,18 @@ class SE(SqueezeExcite):
 
 
 @MODELS.register_module()
-class ECA(EcaModule):
-    """timm's Efficient Channel Attention (arXiv:1910.03151) as a plugin.
+class KaimingPSA(PolarizedSelfAttention):
+    """PSA from the identity, with its other weights by Kaiming.
 
-    It starts as the identity.
-
-    Args:
-        in_channels (int): C of the input, N×C×H×W.
+    As mmpsa 1.0 started it, and the pilots before.
     """
-
-    _abbr_ = 'eca'
-
-    def __init__(self, in_channels):
-        super().__init__(in_channels, gate_layer=DoubledSigmoid)
-        self.init_weights()
-
-    def init_weights(self):
-        """Start as the identity."""
-        nn.init.zeros_(self.conv.weight)
-
-
-@MODELS.register_module()
-class ScaledPSA(PolarizedSelfAttention):
-    """``X + γ(PSA(X) - X)``, γ learnt from 0; PSA starts as the paper's."""
-
-    def __init__(self, in_channels, **kwargs):
-        super().__init__(in_channels, **kwargs)
-        self.gamma = nn.Parameter(torch.zeros(1))
 
     def reset_parameters(self):
         """Start as the identity."""
         super().reset_parameters()
-        if hasattr(self, 'gamma'):  # not yet in the constructor
-            nn.init.zeros_(self.gamma)
-
-    def forward(self, x):
-        """N×C×H×W to N×C×H×W, of the same dtype."""
-        return torch.lerp(x, super().forward(x), self.gamma.to(x.dtype))
+        for name, layer in self.named_children():
+            if isinstance(layer, nn.Conv2d) and name != 'sp_wv':
+                kaiming_init(layer, mode='fan_in')
 
 
 @OPTIM_WRAPPERS.register_module()

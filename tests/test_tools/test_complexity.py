@@ -1,6 +1,7 @@
 """The complexity table: every multiply-add of PSA is counted."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import yaml
 from helpers import REPO, run_script
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmpsa import PolarizedSelfAttention
@@ -79,6 +81,38 @@ def test_metafile_has_measured_figures():
 def test_config_without_a_size_is_refused(codec):
     with pytest.raises(ValueError, match='must have crop_size .* or codec'):
         complexity_of(Config(dict(codec, model=dict(type='X'))))
+
+
+@pytest.mark.parametrize(
+    'name, flops',
+    [
+        # its own table says 1.82 × 10⁹ at 224 × 224
+        (
+            'mmpretrain::resnet/resnet18_8xb32_in1k.py',
+            1.82e9 * (64 / 224) ** 2,
+        ),
+        ('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', None),
+        ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', None),
+    ],
+)
+def test_a_batch_gives_the_size(name, flops):
+    """Of models whose configs do not: classifiers and detectors."""
+    codebase = name.partition('::')[0]
+    pytest.importorskip(codebase)
+    cfg = get_config(name)
+    cfg.model.backbone.init_cfg = None
+    batch = dict(inputs=torch.rand(2, 3, 64, 64), data_samples=None)
+    if codebase == 'mmdet':
+        testing = import_module('mmdet.testing')
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            model = MODELS.build(cfg.model.copy())
+        packed = testing.demo_mm_inputs(2, [[3, 64, 64]] * 2)
+        batch = model.data_preprocessor(packed, False)
+    params, found = complexity_of(cfg, batch=batch)
+    assert params > 1e7 and found > 1e8
+    assert flops is None or found == pytest.approx(flops, rel=0.05)
+    with pytest.raises(ValueError, match='must have crop_size'):
+        complexity_of(cfg)
 
 
 def test_table(capsys):
