@@ -193,8 +193,8 @@ def allow_checkpoint_classes() -> None:
     From torch 2.6 on, ``weights_only=True`` is the default, and mmengine keeps
     it. But mmengine's checkpoints hold the log history: numpy arrays in a
     :class:`mmengine.logging.HistoryBuffer`. The loader of mmengine's fork
-    allows its own list while it loads. Afterwards, it forbids everything on
-    its list again, also what this function allowed.
+    allows a list of classes while it loads, and forbids all of them when it
+    is done. It then also forbids those that this function had allowed.
     """
     if hasattr(torch.serialization, 'add_safe_globals'):  # torch 2.4 has it
         torch.serialization.add_safe_globals(_CHECKPOINT_CLASSES)

@@ -59,7 +59,7 @@ class PolarizedSelfAttention(BaseModule):
             convolution has a bias. The parameters have the names of the
             widely used re-implementation (``ch_wv``, ``sp_wq``, …), whose
             state dicts load as they are. ``'official'`` computes what the
-            authors' released code computes, which is something else. The
+            authors' released code computes. The results are different. The
             parameters have its names (``conv_q_right``, …). It is parallel
             or sequential. Default: ``'paper'``.
         identity_init (bool): Start as exactly the identity function; needs

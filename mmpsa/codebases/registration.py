@@ -27,7 +27,7 @@ _BASES = {
 
 
 class WarnsOfUnusedPSA:
-    """Warns of PSA weights in a state dict for which the model has no PSA."""
+    """Warns if a state dict has weights of PSA blocks that the model lacks."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         self._warn_of_unused_psa(state_dict, prefix)

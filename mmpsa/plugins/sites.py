@@ -45,8 +45,9 @@ class Site(NamedTuple):
     position: str
     after: bool = True  # whether the map is the module's output
     containers: Tuple[str, ...] = ()  # in the host, around the plugins
-    # Which of the maps that the module returns; each one, if None. Maps of
-    # other widths do not count: they exist in training alone.
+    # The number of the map among those that the module returns and that have
+    # one of the widths; None: each map. DDRNet and PIDNet return maps of other
+    # widths, but only in training, and these have no plugins.
     index: Optional[int] = None
     widths: Tuple[int, ...] = ()
     # The norm in the host that conv-bn fusion fuses with the module.

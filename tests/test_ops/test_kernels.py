@@ -17,7 +17,12 @@ from torch.func import functional_call
 
 from mmpsa import PolarizedSelfAttention, ops
 from mmpsa.compatibility import release
-from mmpsa.ops import LAYOUTS, backends, polarized_self_attention
+from mmpsa.ops import (
+    BACKENDS,
+    LAYOUTS,
+    backends,
+    polarized_self_attention,
+)
 
 pytestmark = pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')
 GPU = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -47,7 +52,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=['reference', 'triton', 'cpp', 'torch'])
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     reason = backends()[request.param]
     if reason is not None:
