@@ -9,8 +9,8 @@ from pathlib import Path
 from mmengine.logging import MMLogger
 
 import mmpsa  # noqa: F401
-from mmpsa.plugins.blocks import modules_instead
 from mmpsa.plugins.sites import SiteFinder, Stage, why_none
+from mmpsa.plugins.stages import modules_instead
 from mmpsa.plugins.validation import BLOCK_POSITIONS, POSITIONS
 from mmpsa.version import CODEBASES
 

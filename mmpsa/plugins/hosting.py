@@ -11,8 +11,9 @@ from mmpsa.ops.operator import is_compiling
 from .blocks import CONV_POSITIONS
 from .extension import Extension, extend
 from .identity import check_shape, describe
+from .patterns import is_container
 from .probing import apply_to_maps, is_map
-from .sites import Site, is_container
+from .sites import Site
 from .validation import AFTER_MODULE, AFTER_STAGE, OUTPUT
 
 # Plugins on what a host returns run in this order.

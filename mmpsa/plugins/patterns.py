@@ -1,10 +1,11 @@
-"""Matches names of modules with the patterns of ``modules=``."""
+"""Tells modules apart: by the patterns of ``modules=``, and by kind."""
 
 import re
 from difflib import get_close_matches
 from typing import Iterator, List, Tuple
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .validation import Entry, PluginsError
 
@@ -26,6 +27,16 @@ def is_called(module: nn.Module) -> bool:
     """Whether a module has a forward; lists of modules have none."""
     forward = vars(module).get('forward', type(module).forward)
     return forward is not nn.Module.forward
+
+
+def is_container(module: nn.Module) -> bool:
+    """Whether a module may run every child that it has."""
+    return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+
+def is_single(module):
+    """Whether a runner may replace it: layers, norms, timm's norms too."""
+    return isinstance(module, _BatchNorm) or not any(module.children())
 
 
 def match_modules(root: nn.Module, entry: Entry) -> List[str]:

@@ -1,26 +1,24 @@
 """Finds the places in a module where plugins can stand. It changes nothing."""
 
-from functools import cached_property
-from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .blocks import (
     channels_at,
-    modules_instead,
     positions_of,
     why_no_position,
 )
 from .extension import plain_class
 from .patterns import (
     enumerate_names,
-    is_called,
+    is_container,
+    is_single,
     match_modules,
     named_modules,
 )
-from .probing import find_widths
-from .stages import find_stages
+from .stages import find_stages, modules_instead
 from .validation import (
     AFTER_MODULE,
     AFTER_STAGE,
@@ -29,6 +27,7 @@ from .validation import (
     Entry,
     PluginsError,
 )
+from .widths import WidthFinder
 
 
 class Site(NamedTuple):
@@ -41,8 +40,7 @@ class Site(NamedTuple):
     in_channels: int  # of the map
     like: str  # the module whose dtype, device and mode a plugin takes
     frozen: bool  # whether a plugin there is
-    # For a block, that of the convolution, also if an entry has after_3x3.
-    position: str
+    position: str  # of the convolution, also if the entry has after_3x3
     after: bool = True  # whether the map is the module's output
     containers: Tuple[str, ...] = ()  # in the host, around the plugins
     # The number of the map among those that the module returns and that have
@@ -82,20 +80,6 @@ def why_none(stages: Sequence[Stage]) -> str:
     return stages[0].reason if stages else 'its stages are not known'
 
 
-def is_container(module: nn.Module) -> bool:
-    """Whether a module may run every child that it has."""
-    return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
-
-
-def _runs_children(module):
-    return plain_class(module).forward is nn.Sequential.forward
-
-
-def is_single(module):
-    """Whether a runner may replace it: layers, norms, timm's norms too."""
-    return isinstance(module, _BatchNorm) or not any(module.children())
-
-
 class SiteFinder:
     """Finds sites in a module, by position and stage, or by name."""
 
@@ -103,6 +87,7 @@ class SiteFinder:
         self._root = root
         self._title = type(root).__name__
         self.stages = find_stages(root)
+        self._widths = WidthFinder(root)
 
     def find(self, entry: Entry) -> List[Site]:
         """The sites of an entry.
@@ -243,7 +228,7 @@ class SiteFinder:
         sites = []
         for name in names:
             try:
-                widths = tuple(self._widths.get(name, ()))
+                widths = tuple(self._widths.of_maps(self.stages, name))
             except ValueError as error:
                 return Stage(reason=str(error))
             if not widths:
@@ -252,11 +237,12 @@ class SiteFinder:
                     'width'
                 )
             host = name
-            while _runs_children(self._root.get_submodule(host)):
-                *others, last = self._root.get_submodule(host)._modules
-                host = join(host, last)
+            module = self._root.get_submodule(name)
+            while plain_class(module).forward is nn.Sequential.forward:
+                host = join(host, [*module._modules][-1])
+                module = module[-1]
             frozen = position == AFTER_STAGE and self._is_frozen(name)
-            if is_single(self._root.get_submodule(host)):
+            if is_single(module):
                 if not name:
                     return Stage(reason='it is a Sequential of single layers')
                 (width,) = widths
@@ -295,10 +281,6 @@ class SiteFinder:
             if any(module.children())
         ]
         return join(name, inner[-1], position, '0') if inner else ''
-
-    @cached_property
-    def _widths(self) -> Dict[str, List[int]]:
-        return find_widths(self._root, ['', *sum(self.stages, [])])
 
     def _after(self, name: str, in_channels: int) -> Site:
         """The site at the output of a module that an entry names.
@@ -340,66 +322,11 @@ class SiteFinder:
 
     def _after_module(self, entry, name) -> Site:
         try:
-            return self._after(name, self._width(entry, name))
+            return self._after(name, self._widths.of_module(entry, name))
         except PluginsError:
             raise
         except ValueError as error:
             raise PluginsError(f"{entry.where}['modules']: {error}") from None
-
-    def _width(self, entry, name) -> int:
-        """The width of a module's output.
-
-        An attribute of the module has it, or the entry, or a run finds it.
-        """
-        module = self._root.get_submodule(name)
-        given = entry.cfg.get('in_channels')
-        for attribute in ('out_channels', 'num_features', 'num_channels'):
-            width = getattr(module, attribute, None)
-            if isinstance(width, int):
-                if given not in (None, width):
-                    raise PluginsError(
-                        f"{entry.where}['cfg']['in_channels'] is {given}, but "
-                        f'{name} has {attribute}={width}'
-                    )
-                return width
-        return int(given or self._probed_width(entry, name))
-
-    def _probed_width(self, entry, name):
-        """The width of a module's output, found by running the network."""
-        where = f"{entry.where}['modules']: "
-        unknown = f'{where}the width of {name} is not known'
-        remedy = (
-            'name another module, or, if it returns N×C×H×W maps, give its C: '
-            f'cfg=dict(type={entry.cfg["type"]!r}, in_channels=64)'
-        )
-        if not getattr(self._root, 'plugin_positions', True):
-            raise PluginsError(f'{unknown}; {remedy}')
-        try:
-            widths = self._widths_of_all.get(name, [])
-        except ValueError as error:
-            raise PluginsError(
-                f'{unknown}: {error}; {remedy}'
-            ) from error.__cause__
-        if not widths:
-            raise PluginsError(
-                f'{unknown}: it returns no N×C×H×W map of fixed width where '
-                f'{self._title} runs on pictures; {remedy}'
-            )
-        if len(widths) > 1:
-            raise PluginsError(
-                f'{where}{name} returns {len(widths)} N×C×H×W maps, a plugin '
-                'takes one; name another module'
-            )
-        return widths[0]
-
-    @cached_property
-    def _widths_of_all(self):
-        called = [
-            name
-            for name, module in named_modules(self._root)
-            if is_called(module)
-        ]
-        return find_widths(self._root, called)
 
     def _is_frozen(self, name):
         parameters = [*self._root.get_submodule(name).parameters()]

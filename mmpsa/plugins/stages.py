@@ -1,7 +1,7 @@
-"""Finds the stages of a backbone by the names that upstream gives them."""
+"""Knows the stages of backbones, and their blocks, by upstream's names."""
 
 import re
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 from torch import nn
 
@@ -59,3 +59,46 @@ def stage_of(module: nn.Module, name: str) -> Tuple[str, int]:
         if module is None:
             break
     return name, -1
+
+
+# What to name where the blocks of a backbone have no positions but return
+# maps, by the class of the backbone.
+MODULES_INSTEAD = {
+    backbone: pattern
+    for pattern, backbones in {
+        'features.[147]': 'AlexNet',
+        'context_path.backbone.layer*.*': 'BiSeNetV1',
+        'semantic.stage[345].*': 'BiSeNetV2',
+        'level*.*': 'CGNet',
+        'cpm_stages.*.model.*': 'CPM',
+        'conv_trans_*.fusion_block': 'Conformer',
+        'stages.*.*': 'ConvMixer ConvNeXt EdgeNeXt HorNet RepMLPNet',
+        'stages.*.block.*': 'DenseNet',
+        'encoder.*': 'ERFNet',
+        'network.[012].*.mlp': 'EfficientFormer',
+        'global_feature_extractor.bottleneck*.*': 'FastSCNN',
+        'hourglass_modules.**.low1': 'HourglassAENet',
+        'backbone.layer*.*': 'ICNet',
+        'Mixed_*': 'InceptionV3',
+        'features.[14]': 'LeNet5',
+        'stage*.*.layers.*.depthwise_convs.*': 'LiteHRNet',
+        'block*.*.attn': 'MSCAN',
+        '**.ffn.layers': 'MixVisionTransformer PyramidVisionTransformer'
+        ' PyramidVisionTransformerV2',
+        'stage[1-4].*': 'MobileOne',
+        'network.*.*': 'PoolFormer RIFormer',
+        'stages.*.*.1': 'PyramidVig',
+        'stages.*.blocks.*': 'RepLKNet',
+        'stage_*.*': 'RepVGG',
+        'features.*': 'SSDVGG VGG',
+        'backbone.stages.*.*': 'STDCContextPathNet',
+        'blocks*.*': 'VAN',
+        'blocks.*': 'Vig',
+    }.items()
+    for backbone in backbones.split()
+}
+
+
+def modules_instead(backbone: nn.Module) -> Optional[str]:
+    """The pattern of ``modules=`` that names a backbone's blocks, if known."""
+    return MODULES_INSTEAD.get(type(backbone).__name__)

@@ -322,7 +322,7 @@ def test_a_dead_model_is_freed_at_once(make, x):
 )
 def test_reparameterised_with_the_pattern_that_we_name(name):
     pytest.importorskip('mmpretrain')
-    from mmpsa.plugins.blocks import MODULES_INSTEAD
+    from mmpsa.plugins.stages import MODULES_INSTEAD
 
     pattern = MODULES_INSTEAD[BACKBONES['mmpretrain'][name]['type']]
     backbone = randomise(

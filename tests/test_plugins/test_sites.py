@@ -15,9 +15,9 @@ from torch import nn
 
 from dev.small_backbones import BACKBONES
 from mmpsa import declare_block, insert_plugins
-from mmpsa.plugins.blocks import MODULES_INSTEAD
 from mmpsa.plugins.probing import find_widths
 from mmpsa.plugins.sites import SiteFinder
+from mmpsa.plugins.stages import MODULES_INSTEAD
 from mmpsa.plugins.validation import POSITIONS
 
 IN_BLOCKS = POSITIONS[:3]
