@@ -267,9 +267,12 @@ def _check_weights(x, weights, spec):
 
 
 def _without_autocast(x):
-    if x.is_meta:
-        return nullcontext()  # there is no autocast to leave
-    return torch.autocast(x.device.type, enabled=False)
+    try:
+        return torch.autocast(x.device.type, enabled=False)
+    except RuntimeError:
+        # This torch has no autocast for the device, so none to leave: `meta`
+        # never has, and an older torch knows fewer devices.
+        return nullcontext()
 
 
 def _is_transformed():
