@@ -8,8 +8,8 @@ BLOCK = .venv-torch$(TORCH)
 # Two processes: each takes 2 GB, and most machines have two cores.
 PYTEST = $(VENV)/bin/pytest -n 2 --dist worksteal
 
-.PHONY: help env lock quickstart benchmark test test-slow test-block upstream-tests lint \
-  format docs wheel zoo-check clean
+.PHONY: help env lock quickstart benchmark test test-slow test-block sanitize \
+  upstream-tests lint format docs wheel zoo-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +37,17 @@ test-block:  ## test the block alone on another torch, TORCH=2.1.2
 	$(BLOCK)/bin/pip install -q torch==$(TORCH) -r requirements/block.txt
 	$(BLOCK)/bin/pip install -q --no-deps --force-reinstall .
 	$(BLOCK)/bin/pytest tests/test_ops tests/test_psa.py tests/test_zoo.py
+
+SANITIZERS = -fsanitize=address,undefined,float-cast-overflow
+SANITIZED = build/sanitized
+sanitize: env  ## test the C++ kernels under ASan and UBSan, built in build/sanitized
+	CFLAGS="$(SANITIZERS) -g -fno-omit-frame-pointer" LDFLAGS="$(SANITIZERS)" \
+	  $(VENV)/bin/python -W ignore setup.py -q build --build-base $(SANITIZED) \
+	  --build-lib $(SANITIZED)/lib
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  PYTHONPATH=$(SANITIZED)/lib $(VENV)/bin/pytest -s -m 'not slow' \
+	  -k 'cpp or tiles or caches or at_once' tests/test_ops
 
 upstream-tests: env  ## run upstream's tests, without and with mmpsa
 	.venv/bin/python dev/upstream_tests.py

@@ -16,7 +16,7 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from .compatibility import allow_checkpoint_classes
+from .compatibility import load_data
 
 PREFIX = 'mmpsa://'
 PUBLISHED = re.compile(r'([^/]+)-([0-9a-f]{8})')
@@ -50,6 +50,7 @@ def load_from_mmpsa(filename: str, map_location=None) -> dict:
         FileNotFoundError: If the folder or the file does not exist.
         ValueError: If ``MMPSA_ZOO`` is a URL and the hash is missing.
         RuntimeError: If the file is damaged or cannot be downloaded.
+        UnpicklingError: If the file holds code.
     """
     name = filename[len(PREFIX) :]
     name = name[:-4] if name.endswith('.pth') else name
@@ -64,10 +65,7 @@ def load_from_mmpsa(filename: str, map_location=None) -> dict:
             f'{path} is damaged: its sha256 begins with {found}. '
             'Delete it and get it again'
         )
-    # From torch 2.6 on, torch.load runs no code from the file. mmengine's fork
-    # loads with code allowed, so its loader is not used here.
-    allow_checkpoint_classes()
-    return torch.load(path, map_location)
+    return load_data(path, map_location)
 
 
 def _find(zoo, name):

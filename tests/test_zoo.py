@@ -16,7 +16,6 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmpsa import zoo
-from mmpsa.compatibility import release
 
 
 @pytest.fixture
@@ -111,12 +110,31 @@ def test_damaged_file(folder):
     assert f'{path} is damaged' in refusal(RuntimeError, 'model')
 
 
-@pytest.mark.skipif(
-    release(torch.__version__) < (2, 6, 0),
-    reason='torch.load is unsafe by default before 2.6',
-)
+@pytest.fixture(params=['this torch', 'before 2.6', 'before 2.4'])
+def other_torch(request, monkeypatch):
+    """Before 2.6, it loads code by default; before 2.4, it allows no class."""
+    if request.param == 'this torch':
+        return
+    torch_load = torch.load
+    monkeypatch.setattr(
+        torch,
+        'load',
+        lambda *args, weights_only=False, **kwargs: torch_load(
+            *args, weights_only=weights_only, **kwargs
+        ),
+    )
+    if request.param == 'before 2.4':
+        monkeypatch.delattr(
+            torch.serialization, 'add_safe_globals', raising=False
+        )
+        unpickler = torch._weights_only_unpickler
+        allowed = dict(unpickler._get_allowed_globals())
+        allowed.pop('_codecs.encode', None)
+        monkeypatch.setattr(unpickler, '_get_allowed_globals', lambda: allowed)
+
+
 @pytest.mark.parametrize('remote', [False, True])
-def test_code_is_refused(folder, hub, monkeypatch, remote):
+def test_code_is_refused(folder, hub, monkeypatch, remote, other_torch):
     class Attack:
         def __reduce__(self):
             return print, ('attacked',)
@@ -148,10 +166,20 @@ def test_without_a_folder_of_its_own(tmp_path, monkeypatch):
     assert 'Let MMPSA_ZOO name the folder checkpoints/ of a' in message
 
 
-def test_what_mmengine_saves_is_loaded(folder):
+def test_what_mmengine_saves_is_loaded(folder, other_torch):
     """The meta information of pose data has arrays, on any torch."""
-    publish(folder, 'model', dict(sigmas=np.full(3, 0.5)))
-    assert load('model')['sigmas'].tolist() == [0.5] * 3
+    model = Model()
+    content = dict(
+        sigmas=np.full(3, 0.5),
+        colours=np.array([[255, 0, 1]], np.uint8),
+        state_dict=model.state_dict(),
+    )
+    publish(folder, 'model', content)
+    loaded = load('model')
+    assert loaded['sigmas'].tolist() == [0.5] * 3
+    assert loaded['colours'].tolist() == [[255, 0, 1]]
+    model.load_state_dict(loaded['state_dict'])
+    assert loaded['state_dict']._metadata == model.state_dict()._metadata
 
 
 def test_zoo_that_is_not_there(monkeypatch):

@@ -290,9 +290,12 @@ def result_like(x: Tensor) -> Tensor:
 
 def without_autocast(x: Tensor):
     """A context in which autocast leaves the dtypes as they are."""
-    if x.is_meta:
-        return nullcontext()  # there is no autocast to leave
-    return torch.autocast(x.device.type, enabled=False)
+    try:
+        return torch.autocast(x.device.type, enabled=False)
+    except RuntimeError:
+        # This torch has no autocast for the device, so none to leave: `meta`
+        # never has, and an older torch knows fewer devices.
+        return nullcontext()
 
 
 def dtype_remedy(x: Tensor) -> str:

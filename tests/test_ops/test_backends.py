@@ -662,6 +662,21 @@ def test_backward_under_autocast(dtype):
         assert torch.equal(ours, grad)
 
 
+@pytest.mark.parametrize('backend', ['torch', 'reference'])
+def test_a_device_that_autocast_does_not_know(backend, monkeypatch):
+    """As ``mps`` for torch 2.1, ``meta`` for any."""
+    block = make_block('paper', 'sequential', 8, backend=backend)
+    expected = gradients(block, images())
+
+    def unknown(device_type, **kwargs):
+        raise RuntimeError(f'unsupported autocast device_type {device_type!r}')
+
+    monkeypatch.setattr(torch, 'autocast', unknown)
+    for ours, grad in zip(gradients(block, images()), expected):
+        assert torch.equal(ours, grad)
+    assert all(mask.isfinite().all() for mask in block.masks(images()))
+
+
 def test_checkpoint():
     block, x = make_block('paper', 'sequential', 8), images()
     forward = partial(checkpoint, block, use_reentrant=False)

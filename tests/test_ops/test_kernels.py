@@ -6,6 +6,7 @@ Triton's kernels run on a GPU if there is one, else interpreted on the CPU.
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,22 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture
+def threads(request):
+    """So many threads for the kernels of the CPU, for one test."""
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=[*BACKENDS, 'cpp, 2 threads'])
 def backend(request):
-    reason = backends()[request.param]
-    if reason is not None:
-        pytest.skip(f'{request.param}: {reason}')
-    return request.param
+    name, _, threads = request.param.partition(', ')
+    if backends()[name] is not None:
+        pytest.skip(f'{name}: {backends()[name]}')
+    torch.set_num_threads(2 if threads else 1)
+    yield name
+    torch.set_num_threads(1)
 
 
 def expected_backend(backend, kind, x):
@@ -178,20 +189,26 @@ def test_nothing_is_read_on_the_host(backend, variant, layout):
 
 @pytest.mark.parametrize('variant, layout', KINDS)
 @pytest.mark.parametrize('memory_format', [NCHW, LAST])
-def test_many_tiles_in_many_spans(variant, layout, memory_format):
+@pytest.mark.parametrize(
+    'images, threads', [(1, 1), (3, 2), (3, 5)], indirect=['threads']
+)
+def test_many_tiles_in_many_spans(
+    variant, layout, memory_format, threads, images
+):
     """Of the CPU's kernels, whose tiles are large."""
     if backends()['cpp'] is not None:
         pytest.skip(backends()['cpp'])
     block, _ = make('cpp', variant, layout, 96)
     for parameter in block.parameters():
         parameter.data.mul_(0.3)
-    x = random('cpu', 1, 96, 61, 53).to(memory_format=memory_format)
+    x = random('cpu', images, 96, 61, 53).to(memory_format=memory_format)
     compare(block, x, 1e-5, None, torch.float64)
 
 
 @pytest.mark.parametrize('variant, layout', KINDS)
 @pytest.mark.parametrize('memory_format', [NCHW, LAST])
-def test_larger_than_caches(variant, layout, memory_format):
+@pytest.mark.parametrize('threads', [1, 3], indirect=True)
+def test_larger_than_caches(variant, layout, memory_format, threads):
     """The CPU's kernels write past the caches, from any address."""
     if backends()['cpp'] is not None:
         pytest.skip(backends()['cpp'])
@@ -202,7 +219,8 @@ def test_larger_than_caches(variant, layout, memory_format):
 
 
 @pytest.mark.parametrize('memory_format', [NCHW, LAST])
-def test_larger_than_caches_in_half_precision(memory_format):
+@pytest.mark.parametrize('threads', [1, 3], indirect=True)
+def test_larger_than_caches_in_half_precision(memory_format, threads):
     if backends()['cpp'] is not None:
         pytest.skip(backends()['cpp'])
     block, _ = make('cpp', 'paper', 'parallel', 17)
@@ -214,6 +232,20 @@ def test_larger_than_caches_in_half_precision(memory_format):
     exact, exact_dx, *_ = run(block, x.float(), x.float())
     for ours, expected in ((out, exact), (dx, exact_dx)):
         torch.testing.assert_close(ours.float(), expected, rtol=ulp, atol=1e-5)
+
+
+@pytest.mark.parametrize('threads', [1, 2], indirect=True)
+def test_calls_at_once(threads):
+    """From several threads of Python, as DataParallel does."""
+    if backends()['cpp'] is not None:
+        pytest.skip(backends()['cpp'])
+    block, _ = make('cpp', 'paper', 'sequential', 32)
+    inputs = [random('cpu', 2, 32, 40, 30) + i for i in range(4)]
+    expected = [run(block, x, x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda x: run(block, x, x), 2 * inputs))
+    for ours, exact in zip(results, 2 * expected):
+        torch.testing.assert_close(ours, exact)
 
 
 @pytest.mark.slow
@@ -488,4 +520,6 @@ def test_kernels_compile_for_gpus(tmp_path):
         ),
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) > 20
+    # all of them, and those of a pass with wide offsets too
+    kernels, wide = map(int, done.stdout.split()[-2:])
+    assert kernels > 20 and wide == 4 + 5

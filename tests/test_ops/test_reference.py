@@ -76,7 +76,7 @@ def expected(block, image):
     w, layout, variant = Weights(block), block.layout, block.variant
     pixels = image.reshape(len(image), -1).T
     out = np.zeros_like(pixels)
-    scale = float(w.state.get('mask_scale', 1))
+    scale = w.state.get('mask_scale', np.ones(1)).item()
     if layout != 'spatial':
         out = pixels * scale * channel_mask(w, pixels, variant, layout)
     if layout == 'sequential':

@@ -68,7 +68,8 @@ inline float exponential(float x) {
   e = e * r + 1.66666655e-1f;
   e = e * r + 5.00000013e-1f;
   e = e * r * r + r + 1;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  // No integer has the value of NaN; for NaN, e is NaN already.
+  const int32_t bits = (static_cast<int32_t>(n == n ? n : 0) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
   return e * power;
