@@ -78,7 +78,7 @@ def extensions():
     extension = CppExtension(
         'mmpsa.ops._C',
         ['mmpsa/ops/csrc/autograd.cpp', 'mmpsa/ops/csrc/cpu.cpp'],
-        depends=['mmpsa/ops/csrc/rows.h'],
+        depends=['mmpsa/ops/csrc/contract.h', 'mmpsa/ops/csrc/rows.h'],
         extra_compile_args=['-O3', '-fopenmp', *VECTORISE],
         extra_link_args=['-fopenmp'],
         optional=True,

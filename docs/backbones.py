@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 
 import mmpsa  # noqa: F401
 from mmpsa.plugins.blocks import modules_instead
-from mmpsa.plugins.sites import Sites, Stage, why_none
+from mmpsa.plugins.sites import SiteFinder, Stage, why_none
 from mmpsa.plugins.validation import BLOCK_POSITIONS, POSITIONS
 from mmpsa.version import CODEBASES
 
@@ -72,10 +72,10 @@ def row_of(codebase, cfg):
     except (AssertionError, ImportError, RuntimeError) as error:
         # a package is missing
         return ['?', *'?' * len(POSITIONS), f'not tried: {error}']
-    sites, cells, reasons = Sites(backbone), [], []
+    sites, cells, reasons = SiteFinder(backbone), [], []
     for position in POSITIONS:
         try:
-            stages = sites.at(position)
+            stages = sites.find_by_stage(position)
         except AttributeError:  # sparse networks need more than pictures
             title = type(backbone).__name__
             stages = [Stage(reason=f'{title} does not run on pictures')]

@@ -8,7 +8,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 try:
     import numpy as np
@@ -59,14 +59,24 @@ def installed_version(package: str) -> Optional[str]:
     return runpy.run_path(str(version))['__version__']
 
 
+def release(version: str) -> Tuple[int, ...]:
+    """The three numbers of a version.
+
+    A snapshot counts as the release that it leads to: ``2.6.0a0+…``, as torch
+    calls itself in NVIDIA's containers, is (2, 6, 0).
+    """
+    numbers = re.match(r'\d+(\.\d+)*', version)[0].split('.')
+    return tuple(map(int, [*numbers, '0', '0'][:3]))
+
+
 def is_too_old(name: str, version: str) -> bool:
     """Whether mmpsa cannot work with this version of a package."""
-    return digit_version(version) < digit_version(VERSIONS[name][0])
+    return release(version) < release(VERSIONS[name][0])
 
 
 def is_too_new(name: str, version: str) -> bool:
     """Whether a version is newer than those that mmpsa is tested with."""
-    return digit_version(version) >= digit_version(VERSIONS[name][1])
+    return release(version) >= release(VERSIONS[name][1])
 
 
 def installed_codebases() -> List[str]:
@@ -86,7 +96,7 @@ def check_versions() -> None:
         ImportError: If torch, mmengine or mmcv is too old. mmcv may be
             absent.
     """
-    if digit_version(torch.__version__) < digit_version(OLDEST_TORCH):
+    if release(torch.__version__) < release(OLDEST_TORCH):
         raise ImportError(
             f'mmpsa works with torch >={OLDEST_TORCH}, and torch '
             f'{torch.__version__} is installed; '
@@ -156,6 +166,7 @@ def warn_of_mmcv(codebase: str) -> None:
     )
     if mmcv is None:
         reason = f'there is no mmcv; {INSTALL_MMCV}'
+    # As the codebase itself compares them.
     elif limit and digit_version(mmcv) >= digit_version(limit[2]):
         above = VERSIONS['mmcv'][1]
         reason = (
@@ -185,26 +196,8 @@ def allow_checkpoint_classes() -> None:
     allows its own list while it loads. Afterwards, it forbids everything on
     its list again, also what this function allowed.
     """
-    if digit_version(torch.__version__) < digit_version('2.6.0'):
-        return
-    codes = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?'
-    scalar = np.float64(0).__reduce__()[0]
-    reconstruct = np.empty(0).__reduce__()[0]
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            np.ndarray,
-            np.dtype,
-            *{type(np.dtype(code)) for code in codes},
-            # numpy 2 renamed the package; files have either name.
-            *(
-                (function, f'numpy.{core}.multiarray.{function.__name__}')
-                for function in (scalar, reconstruct)
-                for core in ('core', '_core')
-            ),
-            (_history_method, 'builtins.getattr'),
-        ]
-    )
+    if hasattr(torch.serialization, 'add_safe_globals'):  # torch 2.4 has it
+        torch.serialization.add_safe_globals(_CHECKPOINT_CLASSES)
 
 
 def _history_method(cls, name):
@@ -223,3 +216,35 @@ def _history_method(cls, name):
             f'not to {name!r} of {cls!r}'
         )
     return getattr(cls, name)
+
+
+def _named(function, path):
+    """A function under the name by which checkpoints ask for it."""
+
+    def call(*args):
+        return function(*args)
+
+    call.__module__, _, call.__qualname__ = path.rpartition('.')
+    call.__name__ = call.__qualname__  # torch before 2.6 reads this
+    return call
+
+
+_CHECKPOINT_CLASSES = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    *{
+        type(np.dtype(code))
+        for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?'
+    },
+    # numpy 2 renamed the package; files have either name.
+    *(
+        _named(function, f'numpy.{core}.multiarray.{function.__name__}')
+        for function in (
+            np.float64(0).__reduce__()[0],  # scalar
+            np.empty(0).__reduce__()[0],  # _reconstruct
+        )
+        for core in ('core', '_core')
+    ),
+    _named(_history_method, 'builtins.getattr'),
+]

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 
+from mmpsa.ops import polarized_self_attention
 from mmpsa.psa import PolarizedSelfAttention
 
 
@@ -52,10 +53,17 @@ def complexity_of(
     model = copy.deepcopy(cfg.model)  # segmentors write into theirs
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model = revert_sync_batchnorm(MODELS.build(model)).eval()
-    if reference:
+    if not reference:
+        # The analysis hooks every layer, and PSA calls its layers then.
         for module in model.modules():
             if isinstance(module, PolarizedSelfAttention):
-                module.backend = 'reference'
+                operator = partial(
+                    polarized_self_attention,
+                    weights=module.weights,  # type: ignore[arg-type]
+                    spec=module.spec,
+                    backend='torch',
+                )
+                setattr(module, 'forward', operator)
     # the analysis passes pictures alone
     model.forward = partial(model.forward, data_samples=samples, mode='tensor')
     analyzer = FlopAnalyzer(model, torch.rand(1, 3, *size))

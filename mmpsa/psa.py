@@ -1,11 +1,16 @@
 """Polarized Self-Attention, https://arxiv.org/abs/2107.00782."""
 
+import logging
+from numbers import Integral
 from typing import List, Optional, Union
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, constant_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.nn.modules.module import _has_any_global_hook
 
 from mmpsa.ops import (
     Masks,
@@ -15,7 +20,11 @@ from mmpsa.ops import (
     choose_backend,
     masks,
     polarized_self_attention,
+    reference,
 )
+from mmpsa.ops.operator import log_backend
+from mmpsa.ops.reference import Layers
+from mmpsa.ops.spec import dtype_remedy, named, without_autocast
 
 # Parameters by which a block is known in a state dict, and its variant.
 SIGNATURES = {
@@ -23,6 +32,11 @@ SIGNATURES = {
     'sp_wq.weight': 'paper',
     'conv_q_right.weight': 'official',
 }
+
+
+# Fake ones are those of an export or a compilation. Other subclasses of
+# tensors do something of their own when a layer is called.
+_PLAIN = {Tensor, nn.Parameter, FakeTensor}
 
 
 @MODELS.register_module(name=['PolarizedSelfAttention', 'PSA'])
@@ -50,10 +64,10 @@ class PolarizedSelfAttention(BaseModule):
             or sequential. Default: ``'paper'``.
         identity_init (bool): Start as exactly the identity function; needs
             ``variant='paper'``. All layouts but ``'parallel'`` then have
-            masks of twice the sigmoid. This factor is saved with the weights
-            as ``mask_scale``, and a block takes it from the state dict that
-            it loads. So weights compute the same function wherever they are
-            loaded. Default: False.
+            masks of twice the sigmoid. This factor is the buffer
+            ``mask_scale``, 1 or 2, which these layouts always have. A block
+            takes it from the state dict that it loads. So weights compute the
+            same function wherever they are loaded. Default: False.
         backend (str, optional): The backend to use if it can serve: one of
             :data:`mmpsa.ops.BACKENDS`. Without it, the environment variable
             ``MMPSA_BACKEND`` counts when the block is built. Without either,
@@ -61,18 +75,25 @@ class PolarizedSelfAttention(BaseModule):
         init_cfg (dict or list[dict], optional): As in
             :class:`mmengine.model.BaseModule`. It is applied after the
             block's own initialisation. Default: None.
+        device (torch.device or str, optional): Of the parameters, as in
+            torch's layers. Default: None.
+        dtype (torch.dtype, optional): Of the parameters. Default: None.
 
     Raises:
         ValueError: If an argument or ``MMPSA_BACKEND`` has a value that is
             not allowed; if the variant does not allow the layout, the number
             of channels or ``identity_init``; or if ``identity_init`` and
             ``init_cfg`` are both given. In ``load_state_dict``: if the
-            weights are of another variant or layout. In ``forward`` and
-            ``masks``: if the input is not N×``in_channels``×H×W, is not of a
-            floating-point dtype, or is not on the device of the weights.
+            weights are of another variant or layout, or have a ``mask_scale``
+            that the block cannot have. In ``forward`` and ``masks``: if the
+            input is not N×``in_channels``×H×W, is not of a floating-point
+            dtype, or is not on the device of the weights.
     """
 
     _abbr_ = 'psa'
+    # 2: where the layout has a mask_scale, the state dict has it too. Before,
+    # a state dict had it only if it was not 1.
+    _version = 2
 
     def __init__(
         self,
@@ -82,9 +103,15 @@ class PolarizedSelfAttention(BaseModule):
         identity_init: bool = False,
         backend: Optional[str] = None,
         init_cfg: Union[dict, List[dict], None] = None,
+        device: Union[torch.device, str, None] = None,
+        dtype: Optional[torch.dtype] = None,
     ):
         super().__init__(init_cfg)
-        if type(in_channels) is not int or in_channels < 1:  # nor a bool
+        if (
+            not isinstance(in_channels, Integral)  # numpy's, too
+            or isinstance(in_channels, bool)
+            or in_channels < 1
+        ):
             raise ValueError(
                 f'in_channels must be a positive int, got {in_channels!r}'
             )
@@ -103,34 +130,40 @@ class PolarizedSelfAttention(BaseModule):
                 'identity_init and init_cfg exclude each other, '
                 f'got init_cfg={init_cfg!r}'
             )
-        self.in_channels = in_channels
-        self.layout = layout
-        self.variant = variant
-        self.identity_init = identity_init
-        self.backend = check_backend(backend)
-        if variant == 'paper':
-            self._make_paper_layers()
-        else:
-            self._make_official_layers()
+        self.in_channels: int = int(in_channels)
+        self.layout: str = layout
+        self.variant: str = variant
+        self.identity_init: bool = identity_init
+        self.backend: Optional[str] = check_backend(backend)
+        make = dict(
+            paper=self._make_paper_layers, official=self._make_official_layers
+        )
+        make[variant](dict(device=device, dtype=dtype))
+        # Masks that are added need none: they sum to one at the identity.
+        scale = None
+        if self.spec.has_mask_scale:
+            scale = torch.ones((), device=device, dtype=dtype)
+        self.register_buffer('mask_scale', scale)
+        self._remember_layers()
         self.reset_parameters()
 
-    def _make_paper_layers(self):
+    def _make_paper_layers(self, kind):
         channels, inner = self.in_channels, max(self.in_channels // 2, 1)
         if self.layout != 'spatial':
-            self.ch_wv = nn.Conv2d(channels, inner, 1)
-            self.ch_wq = nn.Conv2d(channels, 1, 1)
-            self.ch_wz = nn.Conv2d(inner, channels, 1)
-            self.ln = nn.LayerNorm(channels)
+            self.ch_wv = nn.Conv2d(channels, inner, 1, **kind)
+            self.ch_wq = nn.Conv2d(channels, 1, 1, **kind)
+            self.ch_wz = nn.Conv2d(inner, channels, 1, **kind)
+            self.ln = nn.LayerNorm(channels, **kind)
         if self.layout != 'channel':
-            self.sp_wv = nn.Conv2d(channels, inner, 1)
-            self.sp_wq = nn.Conv2d(channels, inner, 1)
+            self.sp_wv = nn.Conv2d(channels, inner, 1, **kind)
+            self.sp_wq = nn.Conv2d(channels, inner, 1, **kind)
 
-    def _make_official_layers(self):
+    def _make_official_layers(self, kind):
         channels, inner = self.in_channels, max(self.in_channels // 2, 1)
-        self.conv_q_right = nn.Conv2d(channels, 1, 1, bias=False)
-        self.conv_v_right = nn.Conv2d(channels, inner, 1, bias=False)
+        self.conv_q_right = nn.Conv2d(channels, 1, 1, bias=False, **kind)
+        self.conv_v_right = nn.Conv2d(channels, inner, 1, bias=False, **kind)
         if self.layout == 'parallel':
-            self.conv_up = nn.Conv2d(inner, channels, 1, bias=False)
+            self.conv_up = nn.Conv2d(inner, channels, 1, bias=False, **kind)
         else:
             squeezed = inner // 4
             if squeezed < 1:
@@ -140,13 +173,50 @@ class PolarizedSelfAttention(BaseModule):
                     f'in_channels // 8 channels, got {channels}'
                 )
             self.conv_up = nn.Sequential(
-                nn.Conv2d(inner, squeezed, 1),
-                nn.LayerNorm([squeezed, 1, 1]),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(squeezed, channels, 1),
+                nn.Conv2d(inner, squeezed, 1, **kind),
+                nn.LayerNorm([squeezed, 1, 1], **kind),
+                nn.ReLU(),
+                nn.Conv2d(squeezed, channels, 1, **kind),
             )
-        self.conv_q_left = nn.Conv2d(channels, inner, 1, bias=False)
-        self.conv_v_left = nn.Conv2d(channels, inner, 1, bias=False)
+        self.conv_q_left = nn.Conv2d(channels, inner, 1, bias=False, **kind)
+        self.conv_v_left = nn.Conv2d(channels, inner, 1, bias=False, **kind)
+
+    def _remember_layers(self):
+        """Keep what tells whether a layer is still what it is now.
+
+        In the operator's order: its names, its class, a size or ``eps``, and
+        the names of its parameters.
+        """
+        up = ['conv_up', 'conv_up.2', 'conv_up.0', 'conv_up.1']
+        if self.variant == 'paper':
+            order = ['ch_wq', 'ch_wv', 'ch_wz', 'ln', 'sp_wq', 'sp_wv']
+        elif self.layout == 'parallel':
+            order = ['conv_q_right', 'conv_v_right', 'conv_up']
+            order += ['conv_q_left', 'conv_v_left']
+        else:
+            order = ['conv_q_right', 'conv_v_right', *up]
+            order += ['conv_q_left', 'conv_v_left', 'conv_up.3']
+        layers = dict(self.named_modules())
+        keys = {nn.Conv2d: 'out_channels', nn.LayerNorm: 'eps'}
+        self._made = []
+        for name in order:
+            if name in layers:
+                layer = layers[name]
+                kind, key = type(layer), keys.get(type(layer))
+                parameters = [
+                    k for k, p in layer._parameters.items() if p is not None
+                ]
+                if kind is nn.Sequential or not key:
+                    parameters = []
+                self._made.append(
+                    (
+                        tuple(name.split('.')),
+                        kind,
+                        key,
+                        key and getattr(layer, key),
+                        tuple(parameters),
+                    )
+                )
 
     def reset_parameters(self):
         """Initialise as the authors trained, or as the identity.
@@ -166,11 +236,10 @@ class PolarizedSelfAttention(BaseModule):
                 elif module.bias is not None:
                     nn.init.zeros_(module.bias)
                 nn.init.normal_(module.weight, std=0.001)
-        self.mask_scale = 1.0
+        if self.mask_scale is not None:
+            # The identity's sigmoids are 1/2.
+            self.mask_scale.fill_(2 if self.identity_init else 1)
         if self.identity_init:
-            if self.layout != 'parallel':
-                # sigmoid(0) = 1/2: parallel masks sum to one, these do not.
-                self.mask_scale = 2.0
             if self.layout != 'spatial':
                 constant_init(self.ln, 0)
             if self.layout != 'channel':
@@ -185,50 +254,66 @@ class PolarizedSelfAttention(BaseModule):
     @property
     def spec(self) -> Spec:
         """What the block computes, without its weights."""
-        return Spec(self.variant, self.layout, self.mask_scale)
+        return Spec(self.variant, self.layout)
 
     @property
-    def weights(self) -> Weights:
-        """The weights by the operator's names."""
-        if self.variant == 'official':
-            return self._official_weights()
-        names: List[str] = []
-        if self.layout != 'spatial':
-            names += 'ch_wq', 'ch_wv', 'ch_wz', 'ln'
-        if self.layout != 'channel':
-            names += 'sp_wq', 'sp_wv'
-        # Attributes of modules are slow: this is a sixth of a small forward.
-        layers = [self._modules[name] for name in names]
-        tensors = [
-            tensor for layer in layers for tensor in (layer.weight, layer.bias)
-        ]
-        skipped = [None] * (8 if self.layout == 'spatial' else 0)
-        return Weights(*skipped, *tensors)
+    def weights(self) -> Optional[Weights]:
+        """The weights by the operator's names.
 
-    def _official_weights(self):
-        up = self.conv_up
-        if self.layout == 'parallel':
-            ends = dict(ch_wz=up.weight)
-        else:
-            first, norm, _, last = up
-            ends = dict(
-                ch_wz=first.weight,
-                ch_bz=first.bias,
-                ln_weight=norm.weight,
-                ln_bias=norm.bias,
-                ch_wu=last.weight,
-                ch_bu=last.bias,
-            )
-        return Weights(
-            ch_wq=self.conv_q_right.weight,
-            ch_wv=self.conv_v_right.weight,
-            sp_wq=self.conv_q_left.weight,
-            sp_wv=self.conv_v_left.weight,
-            **ends,
-        )
+        None if the block calls its layers instead (see :meth:`forward`).
+        """
+        tensors = self._plain_tensors()
+        return None if tensors is None else self._weights_of(tensors)
+
+    def _weights_of(self, tensors):
+        if self.variant == 'official':
+            return named(tensors, self.spec)
+        skipped = (None,) * (8 if self.layout == 'spatial' else 0)
+        weights = Weights(*skipped, *tensors)
+        scale = self._buffers['mask_scale']
+        return weights if scale is None else weights._replace(mask_scale=scale)
+
+    def _plain_tensors(self):
+        """The tensors of the layers, in the operator's order.
+
+        Returns:
+            list[Tensor] or None: None if a layer is not what the constructor
+            made, so that it must be called.
+        """
+        if _has_any_global_hook():
+            return None
+        tensors = []
+        for names, kind, key, value, parameters in self._made:
+            # Attributes of modules are slow: reading the weights by them took
+            # a third of a small forward.
+            layer = self
+            for name in names:
+                layer = layer._modules[name]
+            state = layer.__dict__
+            if (
+                type(layer) is not kind
+                or state['_forward_hooks']
+                or state['_forward_pre_hooks']
+                or state['_backward_hooks']
+                or state['_backward_pre_hooks']
+                or 'forward' in state
+                or state.get(key) != value
+            ):
+                return None
+            for name in parameters:
+                tensor = state['_parameters'].get(name)
+                if type(tensor) not in _PLAIN:
+                    return None
+                tensors.append(tensor)
+        return tensors
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate ``x``.
+
+        Where every layer is what the constructor made, the operator reads
+        their weights. Otherwise the block calls its layers, by the equations
+        as they are written: so hooks, adapters, pruning, fake quantisation
+        and sharding of a layer count.
 
         Args:
             x (Tensor): N×C×H×W.
@@ -236,8 +321,41 @@ class PolarizedSelfAttention(BaseModule):
         Returns:
             Tensor: N×C×H×W, of the same dtype.
         """
-        return polarized_self_attention(
-            x, self.weights, self.spec, self.backend
+        weights = self.weights
+        if weights is None:
+            return self._by_layers(x).y
+        return polarized_self_attention(x, weights, self.spec, self.backend)
+
+    def _by_layers(self, x):
+        if x.dim() != 4 or not x.is_floating_point():
+            raise ValueError(
+                f'x must be N×{self.in_channels}×H×W, of a floating-point '
+                f'dtype, got {tuple(x.shape)}, {x.dtype}{dtype_remedy(x)}'
+            )
+        log_backend('layers', self.spec, x)
+        with without_autocast(x):
+            return reference.forward(
+                x, self._layers(), self.spec, self.mask_scale
+            )
+
+    def _layers(self):
+        layers = self._modules
+        if self.variant == 'paper':
+            found = {k: v for k, v in layers.items() if k in Layers._fields}
+            return Layers(**found)
+        return Layers(
+            ch_wq=layers['conv_q_right'],
+            ch_wv=layers['conv_v_right'],
+            ch_wz=layers['conv_up'],
+            sp_wq=layers['conv_q_left'],
+            sp_wv=layers['conv_v_left'],
+        )
+
+    def __prepare_scriptable__(self):
+        # of torch.jit.script
+        raise RuntimeError(
+            'PSA cannot be scripted: use torch.jit.trace, torch.export or '
+            'torch.compile'
         )
 
     def served_by(self, x: Tensor) -> str:
@@ -247,12 +365,16 @@ class PolarizedSelfAttention(BaseModule):
             x (Tensor): N×C×H×W.
 
         Returns:
-            str: One of :data:`mmpsa.ops.BACKENDS`.
+            str: One of :data:`mmpsa.ops.BACKENDS`, or ``'layers'`` if the
+            block calls its layers.
 
         Raises:
             ValueError: As in :meth:`forward`.
         """
-        return choose_backend(x, self.weights, self.spec, self.backend)
+        weights = self.weights
+        if weights is None:
+            return 'layers'
+        return choose_backend(x, weights, self.spec, self.backend)
 
     def masks(self, x: Tensor) -> Masks:
         """The masks with which :meth:`forward` gates ``x``.
@@ -265,13 +387,13 @@ class PolarizedSelfAttention(BaseModule):
             (float64 for a float64 input). A mask that the layout does not
             have is None.
         """
-        return masks(x, self.weights, self.spec)
+        weights = self.weights
+        if weights is None:
+            return Masks(*self._by_layers(x)[1:])
+        return masks(x, weights, self.spec)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.mask_scale != 1:
-            scale = torch.tensor(self.mask_scale)
-            destination[prefix + 'mask_scale'] = scale
         # Beside the keys, which stay those of the re-implementation.
         metadata = getattr(destination, '_metadata', None)
         if metadata is not None:
@@ -288,23 +410,73 @@ class PolarizedSelfAttention(BaseModule):
                     f'build it with {name}={saved!r}, or delete the '
                     "state dict's _metadata to load them all the same"
                 )
-        scale = state_dict.pop(prefix + 'mask_scale', None)
-        if scale is not None:
-            if self.layout == 'parallel' or self.variant == 'official':
-                raise ValueError(
-                    f'{prefix[:-1] or "the block"}: the weights have a '
-                    f'mask_scale, {float(scale):g}. Only blocks of '
-                    "variant='paper' and another layout than 'parallel' have "
-                    'one; build it with the layout of the weights'
-                )
-            self.mask_scale = float(scale)
-        elif any(key.startswith(prefix) for key in state_dict):
-            # Weights saved without a factor were trained without one.
-            self.mask_scale = 1.0
+        self._prepare_mask_scale(state_dict, prefix, metadata)
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+
+    def _prepare_mask_scale(self, state_dict, prefix, metadata):
+        """Check or complete the ``mask_scale`` of a state dict."""
+        key, name = f'{prefix}mask_scale', prefix[:-1] or 'the block'
+        saved = _number(state_dict.get(key))
+        if self.mask_scale is None:
+            state_dict.pop(key, None)
+            if saved not in (None, 1):
+                raise ValueError(
+                    f'{name}: the weights have a mask_scale, {saved:g}. Only '
+                    "blocks of variant='paper' and another layout than "
+                    "'parallel' have one; build it with the layout of the "
+                    'weights'
+                )
+            return
+        own = _number(self.mask_scale)
+        if saved is not None and not saved > 0:
+            raise ValueError(
+                f'{name}: the mask_scale of the weights must be positive, '
+                f'got {saved:g}'
+            )
+        if None not in (saved, own) and saved != own:
+            _log(
+                f'{name}: mask_scale was {own:g}, and the weights set it to '
+                f'{saved:g}',
+                logging.INFO,
+            )
+        if key in state_dict or not any(
+            k.startswith(prefix) for k in state_dict
+        ):
+            return
+        version = metadata.get('version')
+        if version is not None and version < 2:
+            # Of the re-implementation, or saved when 1 was left out.
+            state_dict[key] = torch.ones_like(self.mask_scale, device='cpu')
+            if own not in (None, 1):
+                _log(
+                    f'{name}: the weights have no mask_scale, so they were '
+                    f'trained with 1. The block had {own:g} and now has 1',
+                    logging.WARNING,
+                )
+        elif version is None and own not in (None, 1):
+            _log(
+                f'{name}: the weights have no mask_scale, and no record of '
+                f'the class that saved them. The block keeps its own, '
+                f'{own:g}. If they were trained without one, as those of the '
+                're-implementation are, add it: '
+                f"state_dict['{key}'] = torch.ones(())",
+                logging.WARNING,
+            )
 
     def extra_repr(self) -> str:
         return (
             f'{self.in_channels}, layout={self.layout!r}, '
-            f'variant={self.variant!r}, mask_scale={self.mask_scale:g}'
+            f'variant={self.variant!r}'
         )
+
+
+def _number(tensor):
+    """The value of a tensor; None where there is none, as on ``meta``."""
+    try:
+        return None if tensor is None else float(tensor)
+    except RuntimeError:  # what meta and fake tensors raise
+        return None
+
+
+def _log(line, level):
+    print_log(line, logger='current', level=level)

@@ -15,12 +15,11 @@ from unittest import mock
 
 import torch
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.utils import digit_version
 from torch import nn
 
 from dev.small_backbones import BACKBONES
 from mmpsa import PolarizedSelfAttention  # registers the backbones too
-from mmpsa.compatibility import allow_checkpoint_classes
+from mmpsa.compatibility import allow_checkpoint_classes, release
 from mmpsa.ops import LAYOUTS, reference
 
 REPO = Path(__file__).resolve().parents[1]
@@ -104,7 +103,7 @@ def probes(module):
 
 # float16 on the CPU came later than torch 2.1.
 AUTOCAST_DTYPES = [torch.bfloat16]
-if digit_version(torch.__version__) >= digit_version('2.6.0'):
+if release(torch.__version__) >= (2, 6, 0):
     AUTOCAST_DTYPES.append(torch.float16)
 
 # Those that the paper's experiments take, and their kin.
@@ -204,12 +203,17 @@ def draw_weights(module, std=0.5):
 
 
 def make_block(variant, layout, channels, **kwargs):
-    """A block with every parameter random."""
+    """A block with every parameter random, and its mask_scale not 1."""
     block = PolarizedSelfAttention(channels, layout, variant, **kwargs)
-    # With other seeds, a LayerNorm gets two numbers so close that float32
-    # cannot tell their difference.
-    torch.manual_seed(9)
-    return draw_weights(block)
+    torch.manual_seed(0)
+    draw_weights(block, std=1)
+    for parameter in block.parameters():
+        # A convolution returns numbers as large as those of its input.
+        wide = parameter.dim() == 4
+        parameter.data *= parameter[0].numel() ** -0.5 if wide else 0.5
+    if block.mask_scale is not None:
+        block.mask_scale.fill_(1.75)
+    return block
 
 
 def compare(block, x, tolerance, g=None, dtype=None):

@@ -3,9 +3,9 @@
 import mmengine.runner.checkpoint
 import pytest
 import torch
-from mmengine.utils import digit_version
 
 from mmpsa.checkpoints import CheckpointError, read_checkpoint, replacing
+from mmpsa.compatibility import release
 
 OLD = dict(_use_new_zipfile_serialization=False)
 
@@ -54,7 +54,7 @@ def test_no_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.6.0')
+    release(torch.__version__) < (2, 6, 0)
     or hasattr(mmengine.runner.checkpoint, 'get_torch_safe_globals'),
     reason='torch before 2.6 and the fork of mmengine load code by default',
 )

@@ -15,9 +15,10 @@ import torch
 from helpers import torch_load
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import MessageHub
-from mmengine.utils import digit_version
 
 from mmpsa import compatibility
+from mmpsa.compatibility import release
+from mmpsa.ops import operator
 from mmpsa.version import CODEBASES, VERSIONS
 
 
@@ -176,6 +177,55 @@ def test_refuses_old_torch(version, monkeypatch):
         compatibility.check_versions()
 
 
+@pytest.mark.parametrize(
+    'version, numbers',
+    [
+        ('2.6.0', (2, 6, 0)),
+        ('2.6.0a0+ecf3bae40a.nv25.01', (2, 6, 0)),
+        ('2.12.1.dev20260101+cu130', (2, 12, 1)),
+        ('0.11', (0, 11, 0)),
+        ('2.1.0rc1', (2, 1, 0)),
+        ('1.2.3.4', (1, 2, 3)),
+    ],
+)
+def test_release(version, numbers):
+    assert compatibility.release(version) == numbers
+
+
+def test_snapshots_count_as_their_release(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.1.0a0+32f93b1')
+    compatibility.check_versions()
+    monkeypatch.setattr(torch, '__version__', '2.0.0a0+1767026')
+    with pytest.raises(ImportError, match='torch 2.0.0a0'):
+        compatibility.check_versions()
+    for name, (low, high) in VERSIONS.items():
+        assert not compatibility.is_too_old(name, f'{low}rc1')
+        assert compatibility.is_too_new(name, f'{high}rc1')
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.serialization, 'add_safe_globals'),
+    reason='before torch 2.4, no class can be allowed',
+)
+def test_torch_of_an_nvidia_container():
+    """It has what the release has: Triton, a safe ``torch.load``."""
+    result = python(
+        'import torch\n'
+        "torch.__version__ = '2.4.0a0+3bcc3cddb5.nv24.07'\n"
+        'import io, mmpsa\n'
+        'from mmpsa.ops import operator\n'
+        'from mmengine.logging import HistoryBuffer\n'
+        'file = io.BytesIO()\n'
+        'torch.save(HistoryBuffer([1.0], [1]), file)\n'
+        'file.seek(0)\n'
+        'history = torch.load(file, weights_only=True)\n'
+        'print(operator._HAS_TRITON, history.mean())\n'
+    )
+    assert result.stdout.splitlines()[-1:] == [
+        f'{operator._HAS_TRITON} 1.0'
+    ], result.stderr
+
+
 @pytest.mark.parametrize('name', ['torch', 'mmengine'])
 def test_what_is_missing_is_named(name):
     result = python('import mmpsa', hidden=(name,))
@@ -264,7 +314,7 @@ def test_message_hub_loads_safely(tmp_path):
 
 
 @pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.6.0'),
+    release(torch.__version__) < (2, 6, 0),
     reason='torch.load is unsafe by default before 2.6',
 )
 @pytest.mark.parametrize(

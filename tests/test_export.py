@@ -1,13 +1,14 @@
 """Whole models with PSA, exported by each of torch's ways."""
 
 import copy
+import io
 from importlib import import_module
 
 import onnxruntime
 import onnxscript  # noqa: F401  (mim imports pip, which then breaks typing for it)
 import pytest
 import torch
-from helpers import BACKBONES, images, randomise
+from helpers import BACKBONES, KINDS, images, make_block, randomise
 from mmseg.models.utils import Upsample
 from torch import nn
 
@@ -139,3 +140,53 @@ def test_onnx_of_any_size(model, dynamic, tmp_path):
     run = onnx_of(program, tmp_path / 'dynamic.onnx')
     for x in (images(), OTHER):
         same(run(x), model(x), 1e-4)
+
+
+def run_onnx(model, x):
+    session = onnxruntime.InferenceSession(model)
+    (name,) = (given.name for given in session.get_inputs())
+    return session.run(None, {name: x.numpy()})[0]
+
+
+@pytest.mark.parametrize('hooked', [False, True])
+@pytest.mark.parametrize('kind', KINDS)
+def test_torchscript_exporter_with_any_batch_and_size(kind, hooked):
+    """What mmdeploy uses."""
+    block = make_block(*kind, 16).eval().requires_grad_(False)
+    if hooked:  # so the block calls its layers
+        next(block.children()).register_forward_hook(lambda *_: None)
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        block,
+        (torch.rand(2, 16, 8, 8),),
+        buffer,
+        input_names=['x'],
+        dynamic_axes={'x': {0: 'n', 2: 'h', 3: 'w'}},
+        dynamo=False,
+    )
+    for shape in ((2, 16, 8, 8), (3, 16, 5, 9), (1, 16, 1, 1)):
+        x = torch.rand(shape)
+        same(run_onnx(buffer.getvalue(), x), block(x), 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', KINDS)
+def test_dynamo_exporter_with_any_batch_and_size(kind, tmp_path):
+    block = make_block(*kind, 16).eval().requires_grad_(False)
+    shapes = (
+        {
+            i: torch.export.Dim(n, max=64)
+            for i, n in ((0, 'n'), (2, 'h'), (3, 'w'))
+        },
+    )
+    program = torch.onnx.export(
+        block,
+        (torch.rand(2, 16, 8, 8),),
+        dynamic_shapes=shapes,
+        dynamo=True,
+        verbose=False,
+    )
+    run = onnx_of(program, tmp_path / 'block.onnx')
+    for shape in ((2, 16, 8, 8), (3, 16, 5, 9)):
+        x = torch.rand(shape)
+        same(run(x), block(x), 1e-4)

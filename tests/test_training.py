@@ -374,6 +374,33 @@ def test_two_processes_are_one_with_both_batches(tmp_path):
         )
 
 
+def loaded_on_rank_0(rank, folder):
+    """What one process of two computes after a load on rank 0 alone."""
+    with process_group(folder, rank, world_size=2):
+        block = MODELS.build(dict(type='PSA', in_channels=4, layout='channel'))
+        if rank == 0:
+            trained = dict(type='PSA', in_channels=4, layout='channel')
+            trained = MODELS.build(dict(trained, identity_init=True))
+            block.load_state_dict(trained.state_dict())
+        x = torch.ones(1, 4, 2, 2)
+        wrapped = nn.parallel.DistributedDataParallel(block)
+        # Two forwards: each broadcasts the buffers.
+        out = wrapped(x) + wrapped(x)
+        out.sum().backward()
+    assert torch.equal(out, 2 * x)
+
+
+@pytest.mark.slow
+def test_a_load_on_one_rank_is_one_for_all(tmp_path):
+    other = torch.multiprocessing.get_context('spawn').Process(
+        target=loaded_on_rank_0, args=(1, tmp_path), daemon=True
+    )
+    other.start()
+    loaded_on_rank_0(0, tmp_path)
+    other.join()
+    assert other.exitcode == 0
+
+
 def test_sync_batchnorm():
     """Converted, as for several GPUs, it trains as BN does."""
     cfg = model_cfg('mmpose', 'ResNet18')

@@ -13,10 +13,10 @@ from helpers import REPO, serve
 from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
-from mmengine.utils import digit_version
 from torch import nn
 
 from mmpsa import zoo
+from mmpsa.compatibility import release
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_damaged_file(folder):
 
 
 @pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.6.0'),
+    release(torch.__version__) < (2, 6, 0),
     reason='torch.load is unsafe by default before 2.6',
 )
 @pytest.mark.parametrize('remote', [False, True])

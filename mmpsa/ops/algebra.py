@@ -25,7 +25,7 @@ from typing import NamedTuple, Optional, Tuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from .spec import Spec, Weights
+from .spec import Spec, Weights, scaled
 
 # Values up to this are normalised and projected as they are. Beyond it they
 # are scaled down first: their squares and products would overflow float32.
@@ -62,7 +62,7 @@ def channel_mask(context: Tensor, weights: Weights, spec: Spec) -> Tensor:
         z = _layer_norm(z, w.ln_weight, w.ln_bias)
     if spec.has_value_map:
         z = _linear(z.relu(), w.ch_wu, w.ch_bu)
-    return spec.mask_scale * z.sigmoid()
+    return scaled(z.sigmoid(), w.mask_scale)
 
 
 def spatial_query(mean: Tensor, weights: Weights, spec: Spec) -> Query:
@@ -124,7 +124,8 @@ def _layer_norm(z, weight, bias):
     """LayerNorm over the last dimension of an N×K tensor, of any magnitude."""
     z, _ = _scale_down(z)
     weight, bias = (t.to(z.dtype).flatten() for t in (weight, bias))
-    return F.layer_norm(z, z.shape[1:], weight, bias)
+    # The weight's shape is a constant in ONNX, that of z may not be.
+    return F.layer_norm(z, weight.shape, weight, bias)
 
 
 def _scale_down(z: Tensor) -> Tuple[Tensor, Tensor]:

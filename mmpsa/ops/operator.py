@@ -11,7 +11,7 @@ operator.
 
 import logging
 import os
-from contextlib import nullcontext
+import subprocess
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,13 +19,25 @@ from typing import Any, Dict, NamedTuple, Optional, Set, Tuple
 
 import torch
 from mmengine.logging import print_log
-from mmengine.utils import digit_version
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import Library
+from torch.utils import flop_counter
+
+from mmpsa.compatibility import release
 
 from . import reference, torch_kernels
-from .spec import Spec, Weights, named, result_like, sizes
+from .spec import (
+    Spec,
+    Weights,
+    check_backward,
+    check_forward,
+    check_weights,
+    dtype_remedy,
+    named,
+    result_like,
+    without_autocast,
+)
 
 # 'reference' computes the equations line by line, the others compute the
 # collapsed form. A backend that cannot serve a case is replaced by the fastest
@@ -34,9 +46,9 @@ BACKENDS = ('reference', 'triton', 'cpp', 'torch')
 VARIABLE = 'MMPSA_BACKEND'
 
 # mmpsa is tested with the Triton versions that torch 2.4 and later bring.
-_HAS_TRITON = find_spec('triton') is not None and (
-    digit_version(torch.__version__) >= digit_version('2.4.0')
-)
+_HAS_TRITON = find_spec('triton') is not None and release(
+    torch.__version__
+) >= (2, 4, 0)
 # Triton's way to run kernels on a CPU, slowly.
 _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 _DTYPES = {
@@ -154,7 +166,9 @@ def choose_backend(
         serves = interpreted or _CPP_MISSING is None
     else:
         return 'torch'
-    if kernel == 'triton' and (_FAILED or x.shape[1] > _TRITON_CHANNELS):
+    if kernel == 'triton' and (
+        x.shape[1] > _TRITON_CHANNELS or _is_refused(x, spec)
+    ):
         return 'torch'
     return kernel if serves and x.dtype in _DTYPES[kernel] else 'torch'
 
@@ -174,22 +188,21 @@ def polarized_self_attention(
         Tensor: N×C×H×W, of ``x``'s dtype.
 
     Raises:
-        ValueError: As in :func:`choose_backend`, and if ``weights`` are not
-            those of ``spec``.
+        ValueError: As in :func:`choose_backend`.
+        RuntimeError: If one of ``weights`` has another shape or device than
+            ``spec`` and ``x`` ask for, or is not of a floating-point dtype.
     """
     chosen = choose_backend(x, weights, spec, backend)
-    if not is_compiling() and not _is_transformed():
-        _log(chosen, spec, x.dtype, x.device)
-        if chosen == 'torch' and not backend and _misses_extension(x, spec):
-            _warn_of_missing_extension()
+    log_backend(chosen, spec, x)
+    if chosen == 'torch' and not backend and _misses_extension(x, spec):
+        _warn_of_missing_extension()
     if chosen in ('cpp', 'triton'):
         ops = _OPS
         if chosen == 'triton' and not x.is_cuda:
             ops = torch.ops.mmpsa_interpreted
-        tensors = [weight for weight in weights if weight is not None]
-        _check_sizes(tensors, spec, x.shape[1])
-        return ops.psa.default(x, tensors, *spec)[0]
-    with _without_autocast(x):
+        return ops.psa.default(x, _given(weights), *spec)[0]
+    _check_weights(x, weights, spec)
+    with without_autocast(x):
         if chosen == 'reference':
             return reference.polarized_self_attention(x, weights, spec)
         return torch_kernels.forward(x, weights, spec).y
@@ -208,9 +221,11 @@ def masks(x: Tensor, weights: Weights, spec: Spec) -> Masks:
 
     Raises:
         ValueError: As in :func:`choose_backend`.
+        RuntimeError: As in :func:`polarized_self_attention`.
     """
     _check(x, weights, spec)
-    with _without_autocast(x):
+    _check_weights(x, weights, spec)
+    with without_autocast(x):
         _, channel, spatial = torch_kernels.forward(x, weights, spec)
     return Masks(channel, spatial)
 
@@ -219,12 +234,18 @@ def _check(x, weights, spec):
     spec.check()
     if not x.is_floating_point():
         raise ValueError(
-            f'x must be of a floating-point dtype, got {x.dtype}; '
-            'convert it with x.float()'
+            f'x must be of a floating-point dtype, got {x.dtype}'
+            f'{dtype_remedy(x)}'
         )
-    weight = weights.ch_wq if spec.has_channel else weights.sp_wq
+    name = 'ch_wq' if spec.has_channel else 'sp_wq'
+    weight = getattr(weights, name)
     if weight is None:
-        raise ValueError(f'weights must be those of {spec}, got {weights}')
+        raise ValueError(f'weights must have {name} for {spec}, got None')
+    if weight.dim() != 4:
+        raise ValueError(
+            f'{name} must be the weight of a 1×1 convolution, got shape '
+            f'{tuple(weight.shape)}'
+        )
     channels = weight.shape[1]
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f'x must be N×{channels}×H×W, got {tuple(x.shape)}')
@@ -236,20 +257,14 @@ def _check(x, weights, spec):
         )
 
 
-def _check_sizes(tensors, spec, channels):
-    """Kernels read as many numbers as they expect, whatever is there."""
-    expected, found = sizes(spec, channels), [x.numel() for x in tensors]
-    if found != expected:
-        raise ValueError(
-            f'the weights of {spec} must have {expected} numbers for '
-            f'{channels} channels, got {found}'
-        )
+def _given(weights):
+    return [weight for weight in weights if weight is not None]
 
 
-def _without_autocast(x):
-    if x.is_meta:
-        return nullcontext()  # there is no autocast to leave
-    return torch.autocast(x.device.type, enabled=False)
+def _check_weights(x, weights, spec):
+    """What the operator does itself, for plain torch."""
+    if not torch.jit.is_tracing():  # it would record each shape
+        check_weights(x, _given(weights), spec)
 
 
 def _is_transformed():
@@ -272,7 +287,12 @@ def _is_new_enough(device):
     return torch.cuda.get_device_properties(device).major >= 7
 
 
-# Once for each.
+def log_backend(backend: str, spec: Spec, x: Tensor) -> None:
+    """Log once for each kind of block and input who serves it."""
+    if not is_compiling() and not _is_transformed():
+        _log(backend, spec, x.dtype, x.device)
+
+
 @lru_cache(maxsize=1024)
 def _log(backend, spec, dtype, device):
     print_log(
@@ -286,6 +306,8 @@ def _log(backend, spec, dtype, device):
 def _misses_extension(x, spec):
     return (
         _CPP_MISSING is not None
+        and not is_compiling()
+        and not _is_transformed()
         and not spec.has_value_map
         and x.device.type == 'cpu'
         and x.dtype in _DTYPES['cpp']
@@ -303,21 +325,32 @@ def _warn_of_missing_extension():
     )
 
 
+# The weights are in the order of `shapes`. Where there is a mask_scale, it is
+# the last of them, and the backward returns no gradient for it.
 # The forward returns the gated input and, for the backward, maps and vectors.
 # maps is K×N×P: the logits of the channel attention, then of the spatial mask.
 # vectors is N×(8C + 8), in the layout of mmpsa/ops/csrc/cpu.cpp.
 _FORWARD = (
-    'psa(Tensor x, Tensor[] weights, str variant, str layout,'
-    ' float mask_scale) -> (Tensor, Tensor, Tensor)'
+    'psa(Tensor x, Tensor[] weights, str variant, str layout)'
+    ' -> (Tensor, Tensor, Tensor)'
 )
 _BACKWARD = (
     'psa_backward(Tensor g, Tensor x, Tensor[] weights, Tensor maps,'
-    ' Tensor vectors, str variant, str layout, float mask_scale)'
-    ' -> (Tensor, Tensor[])'
+    ' Tensor vectors, str variant, str layout) -> (Tensor, Tensor[])'
 )
 
 
-def _forward_meta(x, weights, *spec):
+def _check_psa(dtypes, x, weights, *spec):
+    check_forward(x, weights, Spec(*spec), dtypes)
+
+
+def _check_psa_backward(dtypes, g, x, weights, maps, vectors, *spec):
+    spec = Spec(*spec)
+    check_forward(x, weights, spec, dtypes)
+    check_backward(g, x, maps, vectors, spec)
+
+
+def _empty_psa(x, weights, *spec):
     spec = Spec(*spec)
     images, channels, height, width = x.shape
     maps = spec.has_channel + spec.has_spatial
@@ -328,8 +361,15 @@ def _forward_meta(x, weights, *spec):
     )
 
 
-def _backward_meta(g, x, weights, maps, vectors, *spec):
-    return result_like(x), [w.new_empty(w.shape) for w in weights]
+def _empty_psa_backward(g, x, weights, maps, vectors, *spec):
+    learnt, _ = _split(weights, Spec(*spec))
+    return result_like(x), [w.new_empty(w.shape) for w in learnt]
+
+
+def _split(weights, spec):
+    """Those that have a gradient, and the one or none that has not."""
+    learnt = len(weights) - spec.has_mask_scale
+    return weights[:learnt], weights[learnt:]
 
 
 class _Autograd(torch.autograd.Function):
@@ -342,7 +382,10 @@ class _Autograd(torch.autograd.Function):
     def forward(ctx, ops, spec, x, *weights):
         with torch._C._AutoDispatchBelowAutograd():
             y, maps, vectors = ops.psa.default(x, list(weights), *spec)
-        ctx.save_for_backward(x, maps, vectors, *weights)
+        weights, scale = _split(weights, Spec(*spec))
+        # The same memory, but others may write it before the backward.
+        scale = [tensor.data for tensor in scale]
+        ctx.save_for_backward(x, maps, vectors, *weights, *scale)
         ctx.mark_non_differentiable(maps, vectors)
         ctx.ops, ctx.spec = ops, spec
         return y, maps, vectors
@@ -353,7 +396,8 @@ class _Autograd(torch.autograd.Function):
         dx, dweights = ctx.ops.psa_backward.default(
             g, x, weights, maps, vectors, *ctx.spec
         )
-        return None, None, dx, *dweights
+        rest = [None] * (len(weights) - len(dweights))
+        return None, None, dx, *dweights, *rest
 
 
 def _backward_autograd(ops, g, x, weights, maps, vectors, *spec):
@@ -368,13 +412,14 @@ def _backward_autograd(ops, g, x, weights, maps, vectors, *spec):
 
 def _backward_by_torch(g, x, weights, spec, create_graph):
     """The gradients, by computing the forward again."""
+    weights, scale = _split(weights, spec)
     tensors = [x, *weights]
     needed = [tensor for tensor in tensors if tensor.requires_grad]
     if not needed:  # g alone is differentiated, or this is below autograd
         needed = tensors = [t.detach().requires_grad_() for t in tensors]
     x, *weights = tensors
-    with torch.enable_grad(), _without_autocast(x):
-        y = torch_kernels.forward(x, named(weights, spec), spec).y
+    with torch.enable_grad(), without_autocast(x):
+        y = torch_kernels.forward(x, named([*weights, *scale], spec), spec).y
         grads = iter(
             torch.autograd.grad(y, needed, g, create_graph=create_graph)
         )
@@ -387,7 +432,36 @@ def _backward_by_torch(g, x, weights, spec, create_graph):
 
 # Tests run without it.
 SAFETY_NET = True
-_FAILED: Set[str] = set()
+# Kinds of blocks that Triton's kernels do not serve, because one of them
+# failed or was wrong; kernels and kinds that have been compared.
+_REFUSED: Set['_Kind'] = set()
+_COMPARED: Set[Tuple[str, '_Kind']] = set()
+# How far results may be from those of plain torch, in parts of the largest.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+
+
+class _Kind(NamedTuple):
+    """Blocks and inputs that a kernel is compiled for."""
+
+    spec: Spec
+    dtype: torch.dtype
+    channels: int
+    memory_format: str
+
+    def __str__(self):
+        return (
+            f'{self.spec.variant} {self.spec.layout}, {self.dtype}, '
+            f'{self.channels} channels, {self.memory_format}'
+        )
+
+
+def _kind_of(x, spec):
+    memory_format = 'with gaps'
+    if x.is_contiguous():
+        memory_format = 'NCHW'
+    elif x.is_contiguous(memory_format=torch.channels_last):
+        memory_format = 'channels_last'
+    return _Kind(spec, x.dtype, x.shape[1], memory_format)
 
 
 def _triton_kernel(name):
@@ -397,34 +471,131 @@ def _triton_kernel(name):
     return getattr(triton_kernels, name)
 
 
-def _guarded(name, fallback):
-    """A Triton kernel whose failure does not end a training."""
+def _guarded(name, check, fallback):
+    """A Triton kernel that neither ends nor spoils a training.
+
+    Plain torch serves kinds of blocks for which the kernel does not compile
+    or launch. It also serves those for which the first result differs.
+    """
+
+    def in_torch(*args):
+        with without_autocast(args[0]):
+            return fallback(*args)
 
     def run(*args):
+        check(_DTYPES['triton'], *args)
         if not SAFETY_NET:
             return _triton_kernel(name)(*args)
-        if not _FAILED:
-            try:
-                return _triton_kernel(name)(*args)
-            except torch.cuda.OutOfMemoryError:
+        x = args[0] if name == 'psa' else args[1]
+        kind = _kind_of(x, Spec(*args[-2:]))
+        if kind in _REFUSED:
+            return in_torch(*args)
+        try:
+            results = _triton_kernel(name)(*args)
+        except Exception as error:
+            if not _is_of_compiler_or_launch(error):
                 raise
-            except Exception as error:
-                _FAILED.add(name)
-                print_log(
-                    f'mmpsa: the Triton kernels of {name} failed, plain torch '
-                    'serves from now on. MMPSA_BACKEND=torch switches them '
-                    f'off. The failure: {type(error).__name__}: {error}',
-                    logger='current',
-                    level=logging.WARNING,
-                )
-        with _without_autocast(args[0]):
-            return fallback(*args)
+            _refuse(
+                kind,
+                f'the Triton kernels of {name} failed for {kind}. The failure '
+                f'was {type(error).__name__}: {error}',
+            )
+            return in_torch(*args)
+        if (name, kind) in _COMPARED or _is_capturing(x):
+            return results
+        try:
+            difference = _difference(
+                _compared(results), _compared(in_torch(*_in_double(args)))
+            )
+        except torch.cuda.OutOfMemoryError:
+            difference = 0.0  # there is no room to compare
+        if difference is None:  # the next call may say more
+            return results
+        _COMPARED.add((name, kind))
+        if difference <= _TOLERANCE[kind.dtype]:
+            return results
+        _refuse(
+            kind,
+            f'the Triton kernels of {name} are wrong for {kind}. Their result '
+            f'differs from that of plain torch by {difference:.2g} of the '
+            'largest value. Please report this, with what `python -m mmpsa` '
+            'prints',
+        )
+        return in_torch(*args)
 
     return run
 
 
+def _is_of_compiler_or_launch(error):
+    """The arguments have been checked, so that they are not the cause."""
+    is_full = isinstance(error, torch.cuda.OutOfMemoryError)
+    if is_full or 'out of memory' in str(error):
+        return False
+    return type(error).__module__.partition('.')[0] == 'triton' or isinstance(
+        error,
+        (RuntimeError, OSError, ImportError, subprocess.CalledProcessError),
+    )
+
+
+def _is_refused(x, spec):
+    # What is compiled has the operator, which asks again when it runs.
+    return not is_compiling() and _kind_of(x, spec) in _REFUSED
+
+
+def _refuse(kind, why):
+    _REFUSED.add(kind)
+    print_log(
+        f'mmpsa: {why}. Plain torch serves this kind of block from now on. '
+        'MMPSA_BACKEND=torch switches the kernels off',
+        logger='current',
+        level=logging.WARNING,
+    )
+
+
+def _is_capturing(x):
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _in_double(args):
+    """More exact than what is compared, also where float32 means TF32."""
+    for arg in args:
+        if torch.is_tensor(arg):
+            yield arg.double()
+        elif isinstance(arg, (list, tuple)):
+            yield [tensor.double() for tensor in arg]
+        else:
+            yield arg
+
+
+def _compared(results):
+    """The tensors whose values are defined: y, or all gradients."""
+    first, second, *_ = results
+    return [first] if torch.is_tensor(second) else [first, *second]
+
+
+def _difference(results, exact):
+    """The largest difference, in parts of the largest value of each tensor.
+
+    None if it says nothing: if the exact values are all zero, or not finite.
+    """
+    # As the kernel rounds them.
+    exact = [a.to(b.dtype).double() for a, b in zip(exact, results)]
+    peaks = [tensor.abs().max() for tensor in exact]
+    largest = torch.stack(peaks).max().item()
+    if not 0 < largest < float('inf'):
+        return None
+    differences = [
+        (ours.double() - tensor).abs().max()
+        # Some gradients are zero but for rounding. And below `tiny`, numbers
+        # have few digits.
+        / peak.clamp_min(max(1e-6 * largest, torch.finfo(ours.dtype).tiny))
+        for ours, tensor, peak in zip(results, exact, peaks)
+    ]
+    return torch.stack(differences).nan_to_num(nan=float('inf')).max().item()
+
+
 def _forward_fallback(x, weights, *spec):
-    y, maps, vectors = _forward_meta(x, weights, *spec)
+    y, maps, vectors = _empty_psa(x, weights, *spec)
     spec = Spec(*spec)
     y.copy_(torch_kernels.forward(x, named(weights, spec), spec).y)
     return y, maps, vectors
@@ -448,8 +619,19 @@ def _define(namespace: str, in_cpp: bool) -> Tuple[Library, Any]:
     ops = getattr(torch.ops, namespace)
     library.define(_FORWARD)
     library.define(_BACKWARD)
-    library.impl('psa', _forward_meta, 'Meta')
-    library.impl('psa_backward', _backward_meta, 'Meta')
+
+    def meta(check, empty):
+        def run(*args):
+            is_cpp = in_cpp and args[0].device.type == 'cpu'
+            check(_DTYPES['cpp' if is_cpp else 'triton'], *args)
+            return empty(*args)
+
+        return run
+
+    library.impl('psa', meta(_check_psa, _empty_psa), 'Meta')
+    library.impl(
+        'psa_backward', meta(_check_psa_backward, _empty_psa_backward), 'Meta'
+    )
     library.impl(
         'psa_backward',
         lambda *args: _backward_autograd(ops, *args),
@@ -490,10 +672,38 @@ def _load_extension():
 
 _CPP_MISSING = _load_extension()
 _LIBRARY, _OPS = _define('mmpsa', in_cpp=_CPP_MISSING is None)
+
+
+def _flops(x_shape, spec):
+    """Twice the multiply-adds of the collapsed form.
+
+    Of each position: two logits and two poolings. Of each image: four
+    products with M×C matrices.
+    """
+    images, channels, height, width = x_shape
+    spatial, channel = spec.has_spatial, spec.has_channel
+    each = channels * height * width * (3 * channel + spatial)
+    matrices = 2 * max(channels // 2, 1) * channels * (channel + spatial)
+    return 2 * images * (each + matrices)
+
+
+if hasattr(flop_counter, 'register_flop_formula'):  # from torch 2.2 on
+
+    @flop_counter.register_flop_formula(_OPS.psa)
+    def _forward_flops(x, weights, *spec, **kwargs):
+        return _flops(x, Spec(*spec))
+
+    @flop_counter.register_flop_formula(_OPS.psa_backward)
+    def _backward_flops(g, x, weights, maps, vectors, *spec, **kwargs):
+        return 2 * _flops(x, Spec(*spec))
+
+
 if _HAS_TRITON:
     _KERNELS = {
-        'psa': _guarded('psa', _forward_fallback),
-        'psa_backward': _guarded('psa_backward', _backward_fallback),
+        'psa': _guarded('psa', _check_psa, _forward_fallback),
+        'psa_backward': _guarded(
+            'psa_backward', _check_psa_backward, _backward_fallback
+        ),
     }
     for _name, _kernel in _KERNELS.items():
         _LIBRARY.impl(_name, _kernel, 'CUDA')

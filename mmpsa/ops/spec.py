@@ -1,6 +1,7 @@
 """The form of the block, and the weights that it takes."""
 
-from typing import List, NamedTuple, Optional
+from contextlib import nullcontext
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -14,20 +15,19 @@ LAYOUTS = {
 class Spec(NamedTuple):
     """What a block computes, without its weights.
 
-    ``variant``, ``layout`` and ``mask_scale`` are the same as in
+    ``variant`` and ``layout`` are the same as in
     :class:`mmpsa.PolarizedSelfAttention`.
     """
 
     variant: str
     layout: str
-    mask_scale: float = 1.0
 
     def check(self) -> None:
         """Refuse a form that does not exist.
 
         Raises:
-            ValueError: If ``variant`` is none of ``LAYOUTS``, ``layout`` is
-                none of the variant's, or ``mask_scale`` is not positive.
+            ValueError: If ``variant`` is none of ``LAYOUTS``, or ``layout``
+                is none of the variant's.
         """
         if self.variant not in LAYOUTS:
             raise ValueError(
@@ -38,10 +38,6 @@ class Spec(NamedTuple):
             raise ValueError(
                 f'layout must be one of {LAYOUTS[self.variant]} for '
                 f'variant={self.variant!r}, got {self.layout!r}'
-            )
-        if not self.mask_scale > 0:
-            raise ValueError(
-                f'mask_scale must be positive, got {self.mask_scale!r}'
             )
 
     @property
@@ -55,6 +51,11 @@ class Spec(NamedTuple):
         return self.layout != 'channel'
 
     @property
+    def has_mask_scale(self) -> bool:
+        """Whether the masks are the sigmoids times ``mask_scale``."""
+        return self.variant == 'paper' and self.layout != 'parallel'
+
+    @property
     def has_value_map(self) -> bool:
         """Whether a map of values, N×M×P, has to be computed.
 
@@ -64,12 +65,16 @@ class Spec(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The weights of the 1×1 convolutions and of LayerNorm.
+    """The weights of the 1×1 convolutions and of LayerNorm, ``mask_scale``.
 
     M×C in a comment stands for a weight of shape M×C×1×1, whose bias has M
     numbers. C is the number of input channels, M is max(C // 2, 1). LayerNorm
     has C numbers, with a value map M//4. Any floating-point dtype. A weight
     that the spec does not have is None.
+
+    ``mask_scale`` is one number, a tensor without dimensions. Each sigmoid
+    times it is a mask. No backend computes its gradient, and none copies it
+    to the host, so that it may be written at any time.
     """
 
     ch_wq: Optional[Tensor] = None  # 1×C, the channel mask's query
@@ -86,9 +91,49 @@ class Weights(NamedTuple):
     sp_bv: Optional[Tensor] = None
     ch_wu: Optional[Tensor] = None  # C×M//4, with a value map
     ch_bu: Optional[Tensor] = None
+    mask_scale: Optional[Tensor] = None
 
 
-_OFFICIAL = ('ch_wq', 'ch_wv', 'ch_wz', 'sp_wq', 'sp_wv')
+def shapes(spec: Spec, channels: int) -> Dict[str, Tuple[int, ...]]:
+    """The shape of each weight that a spec has, in the operator's order."""
+    c, m = channels, max(channels // 2, 1)
+    if spec.has_value_map:
+        k = m // 4
+        return dict(
+            ch_wq=(1, c, 1, 1),
+            ch_wv=(m, c, 1, 1),
+            ch_wz=(k, m, 1, 1),
+            ch_bz=(k,),
+            ln_weight=(k, 1, 1),
+            ln_bias=(k, 1, 1),
+            sp_wq=(m, c, 1, 1),
+            sp_wv=(m, c, 1, 1),
+            ch_wu=(c, k, 1, 1),
+            ch_bu=(c,),
+        )
+    every = dict(
+        ch_wq=(1, c, 1, 1),
+        ch_bq=(1,),
+        ch_wv=(m, c, 1, 1),
+        ch_bv=(m,),
+        ch_wz=(c, m, 1, 1),
+        ch_bz=(c,),
+        ln_weight=(c,),
+        ln_bias=(c,),
+        sp_wq=(m, c, 1, 1),
+        sp_bq=(m,),
+        sp_wv=(m, c, 1, 1),
+        sp_bv=(m,),
+    )
+    found = {
+        name: shape
+        for name, shape in every.items()
+        if (spec.has_spatial if name[:2] == 'sp' else spec.has_channel)
+        and (spec.variant == 'paper' or len(shape) == 4)
+    }
+    if spec.has_mask_scale:
+        found['mask_scale'] = ()  # the last, as it has no gradient
+    return found
 
 
 def named(tensors: List[Tensor], spec: Spec) -> Weights:
@@ -96,26 +141,144 @@ def named(tensors: List[Tensor], spec: Spec) -> Weights:
 
     Args:
         tensors (list[Tensor]): The weights that ``spec`` has, in order.
-        spec (Spec): A spec without a value map.
+        spec (Spec): What they are for.
 
     Returns:
         Weights: The same weights by name.
     """
-    if spec.variant == 'official':
-        return Weights(**dict(zip(_OFFICIAL, tensors)))
-    first, last = 0 if spec.has_channel else 8, 12 if spec.has_spatial else 8
-    return Weights(**dict(zip(Weights._fields[first:last], tensors)))
+    return Weights(**dict(zip(shapes(spec, 0), tensors)))
 
 
-def sizes(spec: Spec, channels: int) -> List[int]:
-    """How many numbers each weight has, in the order of :func:`named`."""
-    inner = max(channels // 2, 1)
-    square = channels * inner
-    if spec.variant == 'official':
-        return [channels, square, square, square, square]
-    channel = [channels, 1, square, inner, square, *[channels] * 3]
-    spatial = [square, inner, square, inner]
-    return channel * spec.has_channel + spatial * spec.has_spatial
+def check_weights(x: Tensor, tensors: List[Tensor], spec: Spec) -> None:
+    """Refuse weights that are not those of a spec.
+
+    Args:
+        x (Tensor): N×C×H×W, the input.
+        tensors (list[Tensor]): The weights in order, without those that
+            ``spec`` does not have.
+        spec (Spec): What to compute.
+
+    Raises:
+        RuntimeError: If their number, or the shape, dtype or device of one,
+            is another than ``spec`` and ``x`` ask for; or if ``mask_scale``
+            requires a gradient.
+    """
+    channels = x.shape[1]
+    expected = shapes(spec, channels)
+    if len(tensors) != len(expected):
+        raise RuntimeError(
+            f'weights must be {len(expected)} tensors for {spec}, '
+            f'{", ".join(expected)}, got {len(tensors)}'
+        )
+    for tensor, (name, shape) in zip(tensors, expected.items()):
+        if tensor.shape != shape:
+            raise RuntimeError(
+                f'{name} must be of shape {shape} for {spec} and {channels} '
+                f'channels, got {tuple(tensor.shape)}'
+            )
+        if not tensor.is_floating_point():
+            raise RuntimeError(
+                f'{name} must be of a floating-point dtype, got {tensor.dtype}'
+            )
+        _check_device(tensor, name, x)
+        if name == 'mask_scale' and tensor.requires_grad:
+            raise RuntimeError(
+                'mask_scale must not require a gradient, because no backend '
+                'computes one; keep it a buffer'
+            )
+
+
+class Result(NamedTuple):
+    """The gated input and its masks; None for a mask that does not exist."""
+
+    y: Tensor  # N×C×H×W
+    channel: Optional[Tensor]  # N×C×1×1
+    spatial: Optional[Tensor]  # N×1×H×W
+
+
+def scaled(mask: Tensor, mask_scale: Optional[Tensor]) -> Tensor:
+    """A mask: a sigmoid times ``mask_scale``, where there is one."""
+    if mask_scale is None:
+        return mask
+    # A copy is saved for the backward: before it runs, others may write the
+    # buffer (DistributedDataParallel does, at each forward).
+    return mask * mask_scale.detach().clone()
+
+
+def check_forward(
+    x: Tensor,
+    tensors: List[Tensor],
+    spec: Spec,
+    dtypes: Tuple[torch.dtype, ...],
+) -> None:
+    """Refuse what the kernels of ``mmpsa::psa`` cannot read safely.
+
+    ``csrc/contract.h`` is the same for the kernels in C++.
+
+    Args:
+        x (Tensor): The input.
+        tensors (list[Tensor]): The weights, as the operator takes them.
+        spec (Spec): What to compute.
+        dtypes (tuple[torch.dtype]): Those of ``x`` that have kernels.
+
+    Raises:
+        RuntimeError: If one of the arguments is not as it must be.
+    """
+    try:
+        spec.check()
+    except ValueError as error:  # torch's operators raise RuntimeError
+        raise RuntimeError(str(error)) from None
+    if spec.has_value_map:
+        raise RuntimeError(f'{spec} has no kernel')
+    if x.dim() != 4:
+        raise RuntimeError(f'x must be of shape N×C×H×W, got {tuple(x.shape)}')
+    for size in x.shape:
+        # Not an `if`: where sizes are symbols, it may have no answer yet.
+        torch._check(
+            size > 0,
+            lambda: f'x must have elements, got shape {tuple(x.shape)}',
+        )
+    if x.dtype not in dtypes:
+        raise RuntimeError(f'x must be of one of {dtypes}, got {x.dtype}')
+    check_weights(x, tensors, spec)
+
+
+def check_backward(
+    g: Tensor, x: Tensor, maps: Tensor, vectors: Tensor, spec: Spec
+) -> None:
+    """Refuse the same of ``mmpsa::psa_backward``, beside the forward's.
+
+    Args:
+        g (Tensor): The gradient of the output.
+        x (Tensor): The input, which has been checked.
+        maps (Tensor): What the forward returned.
+        vectors (Tensor): What the forward returned.
+        spec (Spec): What to compute.
+
+    Raises:
+        RuntimeError: If one of the arguments is not as it must be.
+    """
+    images, channels, height, width = x.shape
+    masks = spec.has_channel + spec.has_spatial
+    for name, tensor, shape, dtype in (
+        ('g', g, tuple(x.shape), x.dtype),
+        ('maps', maps, (masks, images, height * width), torch.float32),
+        ('vectors', vectors, (images, 8 * channels + 8), torch.float32),
+    ):
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise RuntimeError(
+                f'{name} must be of shape {shape} and {dtype}, got '
+                f'{tuple(tensor.shape)} and {tensor.dtype}'
+            )
+        _check_device(tensor, name, x)
+
+
+def _check_device(tensor, name, x):
+    if tensor.device != x.device:
+        raise RuntimeError(
+            f'{name} must be on the device of x, {x.device}, got '
+            f'{tensor.device}'
+        )
 
 
 def result_like(x: Tensor) -> Tensor:
@@ -123,3 +286,20 @@ def result_like(x: Tensor) -> Tensor:
     if x.is_contiguous(memory_format=torch.channels_last):
         return torch.empty_like(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def without_autocast(x: Tensor):
+    """A context in which autocast leaves the dtypes as they are."""
+    if x.is_meta:
+        return nullcontext()  # there is no autocast to leave
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def dtype_remedy(x: Tensor) -> str:
+    """The end of an error: what to do with an input of no floating dtype."""
+    if x.is_quantized:
+        return (
+            '. PSA computes in floating point: set psa.qconfig = None before '
+            'you prepare the model, and dequantise in front of the block'
+        )
+    return '; convert it with x.float()'

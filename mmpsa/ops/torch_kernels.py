@@ -4,21 +4,11 @@ It serves cases without a kernel of their own, and those that need operators of
 torch: tracing, exporting, transforming, differentiating twice.
 """
 
-from typing import NamedTuple, Optional
-
 import torch
 from torch import Tensor
 
 from .algebra import channel_mask, matrix, spatial_query, value_map_logits
-from .spec import Spec, Weights
-
-
-class Result(NamedTuple):
-    """The gated input and its masks; None for a mask that does not exist."""
-
-    y: Tensor  # N×C×H×W
-    channel: Optional[Tensor]  # N×C×1×1
-    spatial: Optional[Tensor]  # N×1×H×W
+from .spec import Result, Spec, Weights, scaled
 
 
 def forward(x: Tensor, weights: Weights, spec: Spec) -> Result:
@@ -43,7 +33,7 @@ def forward(x: Tensor, weights: Weights, spec: Spec) -> Result:
         mean = wide.mean(-1)
     if spec.has_spatial:
         logits = _spatial_logits(wide, mean, channel, weights, spec)
-        spatial = spec.mask_scale * logits.sigmoid()  # N×P
+        spatial = scaled(logits.sigmoid(), weights.mask_scale)  # N×P
     y = _gate(wide, channel, spatial, spec).view(x.shape).to(dtype)
     return Result(
         y,

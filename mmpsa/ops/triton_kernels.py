@@ -9,6 +9,10 @@ read X once. Sums over positions are sums over the program's span. Between the
 passes, one program for each image adds up its spans and computes its vectors,
 by the equations of :mod:`mmpsa.ops.algebra`. The vectors that are kept have
 the layout of ``csrc/cpu.cpp``.
+
+``operator.py`` calls :func:`psa` and :func:`psa_backward` with arguments that
+it has checked, and compares their first results with plain torch. So they need
+no checks, and whatever Triton or CUDA raises may pass through.
 """
 
 from typing import List, NamedTuple, Tuple
@@ -180,7 +184,7 @@ def psa(
     _on_vectors(
         _vectors_kernel, images, channels, plan, x, sums, peaks, vectors,
         w.ch_wv, w.ch_bv, w.ch_wz, w.ch_bz, w.ln_weight, w.ln_bias, w.sp_wq,
-        w.sp_bq, w.sp_wv, w.sp_bv, spec.mask_scale, positions, **_flags(spec),
+        w.sp_bq, w.sp_wv, w.sp_bv, w.mask_scale, positions, **_flags(spec),
     )  # fmt: skip
     if spec.variant == 'official':
         query = vectors[:, _QUERY.value * channels :]
@@ -196,7 +200,7 @@ def psa(
             num_warps=8 if channels > 64 else 4,
         )  # fmt: skip
     _pass(
-        _gate_kernel, plan, [x, out], vectors, spatial, spec.mask_scale,
+        _gate_kernel, plan, [x, out], vectors, spatial, w.mask_scale,
         **_flags(spec),
     )  # fmt: skip
     return y, maps, vectors
@@ -213,9 +217,11 @@ def psa_backward(
     """The kernel of ``mmpsa::psa_backward``."""
     spec, dx = Spec(*spec), result_like(x)
     w = _wide(weights, spec)
-    # Row-major, however the weights lie.
-    shapes = [t.new_empty(t.shape, dtype=torch.float32) for t in weights]
+    # Row-major, however the weights lie; mask_scale, the last, has none.
+    learnt = weights[: len(weights) - spec.has_mask_scale]
+    shapes = [t.new_empty(t.shape, dtype=torch.float32) for t in learnt]
     d = named(shapes, spec)
+    maps, vectors = maps.contiguous(), vectors.contiguous()
     x, g, out = x.flatten(2), g.flatten(2), dx.flatten(2)
     images, channels, positions = x.shape
     plan = _plan(x)
@@ -227,16 +233,16 @@ def psa_backward(
     parts = vectors.new_empty(images, plan.splits, channels)
     _pass(
         _gate_backward_kernel, plan, [x, g], vectors, spatial, dlogits, sums,
-        biases, spec.mask_scale, **_flags(spec),
+        biases, w.mask_scale, **_flags(spec),
     )  # fmt: skip
     _on_vectors(
         _vectors_backward_kernel, images, channels, plan, x, sums, biases,
         vectors, gradients, w.ch_wv, w.ch_wz, w.ln_weight, w.sp_wq, w.sp_wv,
-        w.sp_bv, spec.mask_scale, **_flags(spec),
+        w.sp_bv, w.mask_scale, **_flags(spec),
     )  # fmt: skip
     _pass(
         _input_backward_kernel, plan, [x, g, out], vectors, gradients,
-        attention, spatial, dlogits, w.ch_wq, parts, spec.mask_scale,
+        attention, spatial, dlogits, w.ch_wq, parts, w.mask_scale,
         **_flags(spec),
     )  # fmt: skip
     inner = max(channels // 2, 1)
@@ -251,7 +257,7 @@ def psa_backward(
         inner, plan.splits, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=8,
         **_flags(spec),
     )  # fmt: skip
-    return dx, [grad.to(t.dtype) for grad, t in zip(shapes, weights)]
+    return dx, [grad.to(t.dtype) for grad, t in zip(shapes, learnt)]
 
 
 @triton.jit
@@ -283,9 +289,16 @@ def _store(x, xn, xc, xp, image, c, p, inside, value):
 
 
 @triton.jit
-def _spatial_mask(
-    logits, p, inside, scalars, mask_scale, OFFICIAL: tl.constexpr
-):
+def _factor(mask_scale):
+    """The number that a pointer or None stands for."""
+    factor = 1.0
+    if mask_scale is not None:
+        factor = tl.load(mask_scale)
+    return factor
+
+
+@triton.jit
+def _spatial_mask(logits, p, inside, scalars, factor, OFFICIAL: tl.constexpr):
     """Return the spatial mask and the input of its sigmoid.
 
     This input is the logits, or their softmax if OFFICIAL.
@@ -295,7 +308,7 @@ def _spatial_mask(
         peak = tl.load(scalars + _FOCUS_PEAK)
         a = tl.exp((a - peak) * tl.load(scalars + _SCALE))
         a = a / tl.load(scalars + _FOCUS_WEIGHT)
-    return mask_scale * tl.sigmoid(a), a
+    return factor * tl.sigmoid(a), a
 
 
 @triton.jit
@@ -494,6 +507,7 @@ def _vectors_kernel(
     valid = c < channels
     v = vectors + image * (_SLOTS * channels + 8)
     scalars = v + _SLOTS * channels
+    factor = _factor(mask_scale)
     sums += image * splits * 2 * channels
     peaks += image * splits * 2
     # Slots that the layout does not use are zero.
@@ -534,7 +548,7 @@ def _vectors_kernel(
             tl.store(v + _NORMED * channels + c, channel, mask=valid)
             channel = channel * tl.load(ln_weight + c, mask=valid, other=0.0)
             channel += tl.load(ln_bias + c, mask=valid, other=0.0)
-        channel = mask_scale * tl.sigmoid(channel)
+        channel = factor * tl.sigmoid(channel)
         tl.debug_barrier()
         tl.store(z + c, channel, mask=valid)
     if SPATIAL:
@@ -622,6 +636,7 @@ def _gate_kernel(
     valid = c < channels
     v = vectors + image * (_SLOTS * channels + 8)
     scalars = v + _SLOTS * channels
+    factor = _factor(mask_scale)
     if CHANNEL:
         ch = tl.load(v + _CHANNEL * channels + c, mask=valid, other=0.0)
     if SPATIAL and not OFFICIAL:
@@ -641,13 +656,13 @@ def _gate_kernel(
                     p,
                     inside,
                     scalars,
-                    mask_scale,
+                    factor,
                     OFFICIAL,
                 )
             else:
                 logit = tl.sum(q[:, None] * tile, 0) + b
                 tl.store(logits + image * positions + p, logit, mask=inside)
-                spatial = mask_scale * tl.sigmoid(logit)
+                spatial = factor * tl.sigmoid(logit)
             if not CHANNEL:
                 out = tile * spatial[None, :]
             elif SEQUENTIAL:
@@ -696,6 +711,7 @@ def _gate_backward_kernel(
     valid = c < channels
     v = vectors + image * (_SLOTS * channels + 8)
     scalars = v + _SLOTS * channels
+    factor = _factor(mask_scale)
     if SEQUENTIAL:
         ch = tl.load(v + _CHANNEL * channels + c, mask=valid, other=0.0)
     of_channel = tl.zeros((HEIGHT, WIDTH), tl.float32)
@@ -712,14 +728,14 @@ def _gate_backward_kernel(
         else:
             place = image * positions
             spatial, a = _spatial_mask(
-                logits + place, p, inside, scalars, mask_scale, OFFICIAL
+                logits + place, p, inside, scalars, factor, OFFICIAL
             )
             if SEQUENTIAL:
                 of_channel += product * spatial[None, :]
                 product *= ch[:, None]
             elif CHANNEL:
                 of_channel += product
-            dz = tl.sum(product, 0) * spatial * (1 - spatial / mask_scale)
+            dz = tl.sum(product, 0) * spatial * (1 - spatial / factor)
             if OFFICIAL:
                 dz *= a
             tl.store(dlogits + place + p, dz, mask=inside)
@@ -765,6 +781,7 @@ def _vectors_backward_kernel(
     valid = c < channels
     v = vectors + image * (_SLOTS * channels + 8)
     scalars = v + _SLOTS * channels
+    factor = _factor(mask_scale)
     d = gradients + image * (_D_SLOTS * channels + 2)
     d_scalars = d + _D_SLOTS * channels
     sums += image * splits * 2 * channels
@@ -822,7 +839,7 @@ def _vectors_backward_kernel(
             tl.debug_barrier()
             tl.store(dmean + c, of_gated * channel, mask=valid)
     if CHANNEL:
-        dz = dchannel * channel * (1 - channel / mask_scale)
+        dz = dchannel * channel * (1 - channel / factor)
         if not OFFICIAL:
             normed = tl.load(v + _NORMED * channels + c, mask=valid, other=0.0)
             tl.store(d + _D_GAMMA * channels + c, dz * normed, mask=valid)
@@ -891,6 +908,7 @@ def _input_backward_kernel(
     valid = c < channels
     v = vectors + image * (_SLOTS * channels + 8)
     scalars = v + _SLOTS * channels
+    factor = _factor(mask_scale)
     d = gradients + image * (_D_SLOTS * channels + 2)
     d_scalars = d + _D_SLOTS * channels
     place = image * positions
@@ -915,7 +933,7 @@ def _input_backward_kernel(
             out = out * ch[:, None]
         else:
             spatial, a = _spatial_mask(
-                logits + place, p, inside, scalars, mask_scale, OFFICIAL
+                logits + place, p, inside, scalars, factor, OFFICIAL
             )
             if not CHANNEL:
                 out *= spatial[None, :]

@@ -5,6 +5,8 @@ from typing import Callable, Dict, NamedTuple, Optional, Union
 
 from torch import nn
 
+from .extension import plain_class
+
 
 class Anchor(NamedTuple):
     """The place of a position in a block: the output or input of a module."""
@@ -39,171 +41,131 @@ Positions = Dict[str, Union[Anchor, Callable[[nn.Module], Anchor]]]
 NATIVE = None
 
 
-def _outputs(*modules: str) -> Positions:
-    """The positions at the outputs of modules, in order."""
-    return {
-        name: Anchor(module) for name, module in zip(CONV_POSITIONS, modules)
-    }
+def _positions(modules: str, first_3x3: Optional[int] = None) -> Positions:
+    """The positions of a block, in one line.
 
-
-def _first_3x3(position: str, positions: Positions) -> Positions:
-    """Add ``after_3x3``, another name of one of the positions."""
-    return {**positions, AFTER_3X3: positions[position]}
+    Args:
+        modules (str): For each convolution, the module at whose output the
+            position is, or ``<`` and the module at whose input it is. After a
+            colon, what tells the width if the module does not. ``-``: no such
+            position.
+        first_3x3 (int, optional): The number of the first convolution that is
+            larger than 1×1.
+    """
+    found: Positions = {}
+    for position, text in zip(CONV_POSITIONS, modules.split()):
+        child, _, width = text.partition(':')
+        name = child.lstrip('<') or NATIVE
+        if child != '-':
+            found[position] = Anchor(name, '<' not in child, width or None)
+    if first_3x3:
+        found[AFTER_3X3] = found[CONV_POSITIONS[first_3x3 - 1]]
+    return found
 
 
 # The last position is the output of the last norm, before the residual is
 # added. The other positions are the input of the next convolution: the block
 # calls one ReLU several times, so they cannot be the output of the ReLU.
-_BASIC_BLOCK = _first_3x3(
-    'after_conv1',
-    {
-        'after_conv1': Anchor('conv2', False, 'conv1.out_channels'),
-        'after_conv2': Anchor('norm2', True, 'conv2.out_channels'),
-    },
+_BASIC_BLOCK = _positions(
+    '<conv2:conv1.out_channels norm2:conv2.out_channels', 1
 )
-_BOTTLENECK = _first_3x3(
-    'after_conv2',
-    {
-        'after_conv1': Anchor('conv2', False, 'conv1.out_channels'),
-        'after_conv2': Anchor('conv3', False),
-        'after_conv3': Anchor('norm3', True, 'conv3.out_channels'),
-    },
+_BOTTLENECK = _positions(
+    '<conv2:conv1.out_channels <conv3 norm3:conv3.out_channels', 2
 )
 # conv2 is split into several, which read parts of conv1's output.
-_BOTTLE2NECK: Positions = {
-    **_BOTTLENECK,
-    'after_conv1': Anchor(NATIVE, width='conv1.out_channels'),
-}
+_BOTTLE2NECK = _positions(
+    '<:conv1.out_channels <conv3 norm3:conv3.out_channels', 2
+)
 # mmpretrain's is not NATIVE: it has no plugins of its own.
-_PLAIN_BOTTLE2NECK: Positions = {
-    name: anchor
-    for name, anchor in _BOTTLENECK.items()
-    if name != 'after_conv1'
-}
+_PLAIN_BOTTLE2NECK = _positions('- <conv3 norm3:conv3.out_channels', 2)
 # Two branches that both read the block's input: conv1-k1 and conv2-scconv. So
 # neither of their 3×3 convolutions is the first.
-_SC_BOTTLENECK: Positions = {
-    'after_conv1': Anchor('k1', False, 'conv1.out_channels'),
-    'after_conv2': Anchor('scconv', False, 'conv2.out_channels'),
-    'after_conv3': Anchor('norm3', True, 'conv3.out_channels'),
-}
+_SC_BOTTLENECK = _positions(
+    '<k1:conv1.out_channels <scconv:conv2.out_channels'
+    ' norm3:conv3.out_channels'
+)
 # Convolution, norm and activation are one ConvModule. Of two, the first is
 # 3×3 in some blocks, and 1×1 in others.
-_TWO_3X3 = _first_3x3('after_conv1', _outputs('conv1', 'conv2'))
-_1X1_AND_3X3 = _first_3x3('after_conv2', _outputs('conv1', 'conv2'))
-_THREE_MODULES = _first_3x3('after_conv2', _outputs('conv1', 'conv2', 'conv3'))
+_TWO_3X3 = _positions('conv1 conv2', 1)
+_1X1_AND_3X3 = _positions('conv1 conv2', 2)
+_THREE_MODULES = _positions('conv1 conv2 conv3', 2)
 # The second or both are depthwise separable; CSPLayer gives a
 # DarknetBottleneck as many output channels as input channels.
-_DARKNET_BLOCK = _first_3x3(
-    'after_conv2',
-    {
-        'after_conv1': Anchor('conv1'),
-        'after_conv2': Anchor('conv2', width='conv1.in_channels'),
-    },
-)
-_CSPNEXT_BLOCK = _first_3x3(
-    'after_conv1',
-    {
-        'after_conv1': Anchor(
-            'conv1', width='conv2.depthwise_conv.in_channels'
-        ),
-        'after_conv2': Anchor(
-            'conv2', width='conv2.pointwise_conv.out_channels'
-        ),
-    },
+_DARKNET = _positions('conv1 conv2:conv1.in_channels', 2)
+_CSPNEXT = _positions(
+    'conv1:conv2.depthwise_conv.in_channels'
+    ' conv2:conv2.pointwise_conv.out_channels',
+    1,
 )
 # Its second convolution is a ladder of small ones, put together again.
-_RSB = _first_3x3(
-    'after_conv2',
-    {
-        'after_conv1': Anchor('conv_bn_relu1'),
-        'after_conv2': Anchor('conv_bn3', False),
-        'after_conv3': Anchor('conv_bn3'),
-    },
-)
+_RSB = _positions('conv_bn_relu1 <conv_bn3 conv_bn3', 2)
 # Expansion, depthwise convolution (before the block's own attention) and
 # projection; some have no expansion.
-_INVERTED = _first_3x3(
-    'after_conv2', _outputs('expand_conv', 'depthwise_conv', 'linear_conv')
-)
-_INVERTED_V2 = _first_3x3(
-    'after_conv2', _outputs('conv.-3', 'conv.-2', 'conv.-1')
-)
-_SHUFFLE_V1 = _first_3x3(
-    'after_conv2',
-    _outputs(
-        'g_conv_1x1_compress', 'depthwise_conv3x3_bn', 'g_conv_1x1_expand'
-    ),
+_INVERTED = _positions('expand_conv depthwise_conv linear_conv', 2)
+_INVERTED_V2 = _positions('conv.-3 conv.-2 conv.-1', 2)
+_SHUFFLE_V1 = _positions(
+    'g_conv_1x1_compress depthwise_conv3x3_bn g_conv_1x1_expand', 2
 )
 # The other branch is there in the first unit of a stage alone.
-_SHUFFLE_V2 = _first_3x3(
-    'after_conv2', _outputs('branch2.0', 'branch2.1', 'branch2.2')
-)
-
-
-def _first_3x3_of_stdc(block: nn.Module) -> Anchor:
-    if block.with_downsample and block.fusion_type == 'cat':
-        return Anchor('downsample')  # 3×3, between the first two
-    name = 'after_conv1' if block.with_downsample else 'after_conv2'
-    return _STDC_LAYERS[name]
-
-
+_SHUFFLE_V2 = _positions('branch2.0 branch2.1 branch2.2', 2)
+_UNET = _positions('convs.0 convs.1 convs.2', 1)
 # With fusion_type='add', the first includes the block's downsampling.
-_STDC_LAYERS = {
-    'after_conv1': Anchor('layers.0', width='layers.1.in_channels'),
-    'after_conv2': Anchor('layers.1'),
-    'after_conv3': Anchor('layers.2'),
-}
-_STDC: Positions = {**_STDC_LAYERS, AFTER_3X3: _first_3x3_of_stdc}
-_UNET = _first_3x3('after_conv1', _outputs('convs.0', 'convs.1', 'convs.2'))
-# By the class that defines the block's forward. Subclasses without a forward
-# of their own have the same positions; other subclasses need their own line.
-_BLOCKS: Dict[str, Positions] = {
-    'mmdet.models.backbones.darknet.ResBlock': _1X1_AND_3X3,
-    'mmdet.models.backbones.efficientnet.EdgeResidual': _TWO_3X3,
-    'mmdet.models.backbones.res2net.Bottle2neck': _BOTTLE2NECK,
-    'mmdet.models.backbones.resnest.Bottleneck': _BOTTLENECK,
-    'mmdet.models.backbones.resnet.BasicBlock': _BASIC_BLOCK,
-    'mmdet.models.backbones.resnet.Bottleneck': _BOTTLENECK,
-    'mmdet.models.backbones.trident_resnet.TridentBottleneck': _BOTTLENECK,
-    'mmdet.models.layers.csp_layer.CSPNeXtBlock': _CSPNEXT_BLOCK,
-    'mmdet.models.layers.csp_layer.DarknetBottleneck': _DARKNET_BLOCK,
-    'mmdet.models.layers.inverted_residual.InvertedResidual': _INVERTED,
-    'mmpose.models.backbones.litehrnet.ShuffleUnit': _SHUFFLE_V2,
-    'mmpose.models.backbones.mobilenet_v2.InvertedResidual': _INVERTED_V2,
-    'mmpose.models.backbones.resnest.Bottleneck': _BOTTLENECK,
-    'mmpose.models.backbones.resnet.BasicBlock': _BASIC_BLOCK,
-    'mmpose.models.backbones.resnet.Bottleneck': _BOTTLENECK,
-    'mmpose.models.backbones.rsn.RSB': _RSB,
-    'mmpose.models.backbones.scnet.SCBottleneck': _SC_BOTTLENECK,
-    'mmpose.models.backbones.seresnet.SEBottleneck': _BOTTLENECK,
-    'mmpose.models.backbones.shufflenet_v1.ShuffleUnit': _SHUFFLE_V1,
-    'mmpose.models.backbones.shufflenet_v2.InvertedResidual': _SHUFFLE_V2,
-    'mmpose.models.backbones.utils.inverted_residual'
-    '.InvertedResidual': _INVERTED,
-    'mmpose.models.backbones.vipnas_resnet.ViPNAS_Bottleneck': _BOTTLENECK,
-    'mmpose.models.utils.csp_layer.CSPNeXtBlock': _CSPNEXT_BLOCK,
-    'mmpose.models.utils.csp_layer.DarknetBottleneck': _DARKNET_BLOCK,
-    'mmpretrain.models.backbones.cspnet.DarknetBottleneck': _1X1_AND_3X3,
-    'mmpretrain.models.backbones.efficientnet.EdgeResidual': _TWO_3X3,
-    'mmpretrain.models.backbones.mobilenet_v2.InvertedResidual': _INVERTED_V2,
-    'mmpretrain.models.backbones.res2net.Bottle2neck': _PLAIN_BOTTLE2NECK,
-    'mmpretrain.models.backbones.resnest.Bottleneck': _BOTTLENECK,
-    'mmpretrain.models.backbones.resnet.BasicBlock': _BASIC_BLOCK,
-    'mmpretrain.models.backbones.resnet.Bottleneck': _BOTTLENECK,
-    'mmpretrain.models.backbones.seresnet.SEBottleneck': _BOTTLENECK,
-    'mmpretrain.models.backbones.shufflenet_v1.ShuffleUnit': _SHUFFLE_V1,
-    'mmpretrain.models.backbones.shufflenet_v2.InvertedResidual': _SHUFFLE_V2,
-    'mmpretrain.models.utils.inverted_residual.InvertedResidual': _INVERTED,
-    'mmseg.models.backbones.resnest.Bottleneck': _BOTTLENECK,
-    'mmseg.models.backbones.resnet.BasicBlock': _BASIC_BLOCK,
-    'mmseg.models.backbones.resnet.Bottleneck': _BOTTLENECK,
-    'mmseg.models.backbones.stdc.STDCModule': _STDC,
-    'mmseg.models.backbones.unet.BasicConvBlock': _UNET,
-    'mmseg.models.utils.basic_block.BasicBlock': _TWO_3X3,
-    'mmseg.models.utils.basic_block.Bottleneck': _THREE_MODULES,
-    'mmseg.models.utils.inverted_residual.InvertedResidual': _INVERTED_V2,
-    'mmseg.models.utils.inverted_residual.InvertedResidualV3': _INVERTED,
+_STDC = _positions('layers.0:layers.1.in_channels layers.1 layers.2')
+
+
+def _first_3x3_of_stdc(block):
+    if not block.with_downsample:
+        return _STDC['after_conv2']
+    if block.fusion_type == 'cat':
+        return Anchor('downsample')  # 3×3, between the first two
+    return _STDC['after_conv1']
+
+
+_STDC[AFTER_3X3] = _first_3x3_of_stdc
+_ALL = 'mmdet mmpose mmpretrain mmseg'
+_BOTH = 'mmpose mmpretrain'
+# The positions of the block whose class defines a forward, and the codebases
+# that have it. Subclasses without a forward of their own have the same
+# positions; other subclasses need their own line.
+_BLOCKS = {
+    f'{codebase}.models.{name}': positions
+    for name, positions, codebases in (
+        ('backbones.cspnet.DarknetBottleneck', _1X1_AND_3X3, 'mmpretrain'),
+        ('backbones.darknet.ResBlock', _1X1_AND_3X3, 'mmdet'),
+        ('backbones.efficientnet.EdgeResidual', _TWO_3X3, 'mmdet mmpretrain'),
+        ('backbones.litehrnet.ShuffleUnit', _SHUFFLE_V2, 'mmpose'),
+        ('backbones.mobilenet_v2.InvertedResidual', _INVERTED_V2, _BOTH),
+        ('backbones.res2net.Bottle2neck', _BOTTLE2NECK, 'mmdet'),
+        ('backbones.res2net.Bottle2neck', _PLAIN_BOTTLE2NECK, 'mmpretrain'),
+        ('backbones.resnest.Bottleneck', _BOTTLENECK, _ALL),
+        ('backbones.resnet.BasicBlock', _BASIC_BLOCK, _ALL),
+        ('backbones.resnet.Bottleneck', _BOTTLENECK, _ALL),
+        ('backbones.rsn.RSB', _RSB, 'mmpose'),
+        ('backbones.scnet.SCBottleneck', _SC_BOTTLENECK, 'mmpose'),
+        ('backbones.seresnet.SEBottleneck', _BOTTLENECK, _BOTH),
+        ('backbones.shufflenet_v1.ShuffleUnit', _SHUFFLE_V1, _BOTH),
+        ('backbones.shufflenet_v2.InvertedResidual', _SHUFFLE_V2, _BOTH),
+        ('backbones.stdc.STDCModule', _STDC, 'mmseg'),
+        ('backbones.trident_resnet.TridentBottleneck', _BOTTLENECK, 'mmdet'),
+        ('backbones.unet.BasicConvBlock', _UNET, 'mmseg'),
+        (
+            'backbones.utils.inverted_residual.InvertedResidual',
+            _INVERTED,
+            'mmpose',
+        ),
+        ('backbones.vipnas_resnet.ViPNAS_Bottleneck', _BOTTLENECK, 'mmpose'),
+        ('layers.csp_layer.CSPNeXtBlock', _CSPNEXT, 'mmdet'),
+        ('layers.csp_layer.DarknetBottleneck', _DARKNET, 'mmdet'),
+        ('layers.inverted_residual.InvertedResidual', _INVERTED, 'mmdet'),
+        ('utils.basic_block.BasicBlock', _TWO_3X3, 'mmseg'),
+        ('utils.basic_block.Bottleneck', _THREE_MODULES, 'mmseg'),
+        ('utils.csp_layer.CSPNeXtBlock', _CSPNEXT, 'mmpose'),
+        ('utils.csp_layer.DarknetBottleneck', _DARKNET, 'mmpose'),
+        ('utils.inverted_residual.InvertedResidual', _INVERTED, 'mmpretrain'),
+        ('utils.inverted_residual.InvertedResidual', _INVERTED_V2, 'mmseg'),
+        ('utils.inverted_residual.InvertedResidualV3', _INVERTED, 'mmseg'),
+    )
+    for codebase in codebases.split()
 }
 
 
@@ -329,7 +291,7 @@ def _channels(module, after):
 
 
 def _anchors_of(block):
-    for cls in type(block).__mro__:
+    for cls in plain_class(block).__mro__:
         if _name_of(cls) in _BLOCKS:
             return _BLOCKS[_name_of(cls)]
         if 'forward' in vars(cls):
@@ -354,49 +316,44 @@ def _find(block, path):
     return '.'.join(names)
 
 
-# What to name where the blocks of a backbone have no positions, by the class.
+# What to name where the blocks of a backbone have no positions but return
+# maps, by the class of the backbone.
 MODULES_INSTEAD = {
-    'AlexNet': 'features.[147]',
-    'BiSeNetV1': 'context_path.backbone.layer*.*',
-    'BiSeNetV2': 'semantic.stage[345].*',
-    'CGNet': 'level*.*',
-    'CPM': 'cpm_stages.*.model.*',
-    'Conformer': 'conv_trans_*.fusion_block',
-    'ConvMixer': 'stages.*.*',
-    'ConvNeXt': 'stages.*.*',
-    'DenseNet': 'stages.*.block.*',
-    'ERFNet': 'encoder.*',
-    'EdgeNeXt': 'stages.*.*',
-    'EfficientFormer': 'network.[012].*.mlp',
-    'FastSCNN': 'global_feature_extractor.bottleneck*.*',
-    'HorNet': 'stages.*.*',
-    'HourglassAENet': 'hourglass_modules.**.low1',
-    'ICNet': 'backbone.layer*.*',
-    'InceptionV3': 'Mixed_*',
-    'LeNet5': 'features.[14]',
-    'LiteHRNet': 'stage*.*.layers.*.depthwise_convs.*',
-    'MSCAN': 'block*.*.attn',
-    'MixVisionTransformer': '**.ffn.layers',
-    'MobileOne': 'stage*.*',
-    'PoolFormer': 'network.*.*',
-    'PyramidVig': 'stages.*.*.1',
-    'PyramidVisionTransformer': '**.ffn.layers',
-    'PyramidVisionTransformerV2': '**.ffn.layers',
-    'RIFormer': 'network.*.*',
-    'RepLKNet': 'stages.*.blocks.*',
-    'RepMLPNet': 'stages.*.*',
-    'RepVGG': 'stage_*.*',
-    'SSDVGG': 'features.*',
-    'STDCContextPathNet': 'backbone.stages.*.*',
-    'VAN': 'blocks*.*',
-    'VGG': 'features.*',
-    'Vig': 'blocks.*',
+    backbone: pattern
+    for pattern, backbones in {
+        'features.[147]': 'AlexNet',
+        'context_path.backbone.layer*.*': 'BiSeNetV1',
+        'semantic.stage[345].*': 'BiSeNetV2',
+        'level*.*': 'CGNet',
+        'cpm_stages.*.model.*': 'CPM',
+        'conv_trans_*.fusion_block': 'Conformer',
+        'stages.*.*': 'ConvMixer ConvNeXt EdgeNeXt HorNet RepMLPNet',
+        'stages.*.block.*': 'DenseNet',
+        'encoder.*': 'ERFNet',
+        'network.[012].*.mlp': 'EfficientFormer',
+        'global_feature_extractor.bottleneck*.*': 'FastSCNN',
+        'hourglass_modules.**.low1': 'HourglassAENet',
+        'backbone.layer*.*': 'ICNet',
+        'Mixed_*': 'InceptionV3',
+        'features.[14]': 'LeNet5',
+        'stage*.*.layers.*.depthwise_convs.*': 'LiteHRNet',
+        'block*.*.attn': 'MSCAN',
+        '**.ffn.layers': 'MixVisionTransformer PyramidVisionTransformer'
+        ' PyramidVisionTransformerV2',
+        'stage[1-4].*': 'MobileOne',
+        'network.*.*': 'PoolFormer RIFormer',
+        'stages.*.*.1': 'PyramidVig',
+        'stages.*.blocks.*': 'RepLKNet',
+        'stage_*.*': 'RepVGG',
+        'features.*': 'SSDVGG VGG',
+        'backbone.stages.*.*': 'STDCContextPathNet',
+        'blocks*.*': 'VAN',
+        'blocks.*': 'Vig',
+    }.items()
+    for backbone in backbones.split()
 }
 
 
 def modules_instead(backbone: nn.Module) -> Optional[str]:
-    """The pattern of ``modules=`` that names a backbone's blocks, if known.
-
-    For upstream's backbones whose blocks have no positions and return maps.
-    """
+    """The pattern of ``modules=`` that names a backbone's blocks, if known."""
     return MODULES_INSTEAD.get(type(backbone).__name__)

@@ -1,7 +1,6 @@
 """Lets any plugin start as the identity."""
 
 import copy
-from functools import lru_cache
 from itertools import product
 from typing import List, NamedTuple, Optional
 
@@ -9,6 +8,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .extension import Extension, extend
 from .randomness import own_random_numbers
 
 GAMMA = 'identity_gamma'
@@ -69,11 +69,11 @@ def start_as_identity(layer: nn.Module, in_channels: int) -> None:
     like = next(layer.parameters(), torch.empty(0))
     gamma = torch.zeros((), dtype=like.dtype, device=like.device)
     layer.register_parameter(GAMMA, nn.Parameter(gamma))
-    layer.__class__ = _from_identity(type(layer))
+    extend(layer, FromIdentity)
 
 
-class FromIdentity:
-    """What the class of such a plugin inherits from, before its own class.
+class FromIdentity(Extension):
+    """A plugin that starts as the identity.
 
     A module around the plugin would add a prefix to its keys.
     """
@@ -96,21 +96,6 @@ class FromIdentity:
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def __reduce_ex__(self, protocol):
-        # A pickle could not look up the class, which has no module.
-        return _empty, (type(self).__bases__[1],), self.__dict__
-
-
-@lru_cache(maxsize=None)
-def _from_identity(cls):
-    return type(f'{cls.__name__}FromIdentity', (FromIdentity, cls), {})
-
-
-def _empty(cls):
-    layer = cls.__new__(cls)
-    layer.__class__ = _from_identity(cls)
-    return layer
-
 
 def check_shape(plugin: nn.Module, x: Tensor, output) -> None:
     """Refuse an output of another shape than the input's.
@@ -121,7 +106,7 @@ def check_shape(plugin: nn.Module, x: Tensor, output) -> None:
     if getattr(output, 'shape', None) != x.shape:
         path = getattr(plugin, 'plugin_path', 'the plugin')
         raise ValueError(
-            f'the plugin {path}, a {type(plugin).__name__}, '
+            f'the plugin {path} ({type(plugin).__name__}) '
             f'returns {describe(output)} for {describe(x)}; a plugin must '
             'keep the shape'
         )
@@ -132,4 +117,4 @@ def describe(output) -> str:
     shape = getattr(output, 'shape', None)
     if shape is not None:
         return f'a tensor of shape {tuple(shape)}'
-    return f'a {type(output).__name__}'
+    return f'an object of type {type(output).__name__}'

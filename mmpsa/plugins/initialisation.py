@@ -1,4 +1,4 @@
-"""Keeps the initialisation of plugins when the backbone is initialised."""
+"""Keeps the start of plugins when their module is initialised or loaded."""
 
 import logging
 from contextlib import ExitStack, contextmanager
@@ -7,29 +7,36 @@ import mmengine.model  # noqa: F401 its weight initialisers
 from mmengine.logging import print_log
 from mmengine.registry import WEIGHT_INITIALIZERS
 
+from .extension import Extension, extend
 from .identity import is_identity
 from .randomness import own_random_numbers
 
 
-def protect_initialisation(root, layers):
+def keep_start(root, widths, renamed):
     """Let plugins keep their own initialisation in ``init_weights``.
 
     If ``root`` has been initialised already, this initialises the plugins.
 
     Args:
         root (nn.Module): The module that has the plugins.
-        layers (dict[str, nn.Module]): The plugins, by name in ``root``.
+        widths (dict[str, int]): ``in_channels`` of the plugins, by their
+            names in ``root``.
+        renamed (dict[str, str]): Names of plugins by those that they have in
+            older checkpoints.
     """
+    extend(root, Root)
+    root.plugin_widths = {**vars(root).get('plugin_widths', {}), **widths}
+    root.renamed_plugins = {
+        **vars(root).get('renamed_plugins', {}),
+        **renamed,
+    }
     if getattr(root, 'is_init', False):
-        for name, layer in layers.items():
-            _initialise(root, name, layer)
-        return
-    if not isinstance(vars(root).get('init_weights'), InitWeights):
-        root.init_weights = InitWeights(root)
-    root.init_weights.layers.update(layers)
+        for name in widths:
+            _initialise(root, name)
 
 
-def _initialise(root, name, layer):
+def _initialise(root, name):
+    layer = root.get_submodule(name)
     for method in ('init_weights', 'reset_parameters'):
         if hasattr(layer, method):
             with own_random_numbers(root, name):
@@ -37,59 +44,93 @@ def _initialise(root, name, layer):
             break
 
 
-class InitWeights:
-    """An ``init_weights`` that keeps the initialisation of the plugins.
+class Root(Extension):
+    """A module with plugins in it, which keep their own initialisation.
 
     A module's ``init_cfg`` initialises every convolution in the module, and
-    draws random numbers for each. So this class takes the plugins out of the
-    module while upstream initialises it. It puts them back, and initialises
-    them, before a ``Pretrained`` checkpoint is loaded.
+    draws random numbers for each. So the plugins are out of the module while
+    upstream initialises it. They are put back, and initialised, before a
+    ``Pretrained`` checkpoint is loaded.
     """
 
-    def __init__(self, root):
-        self.root = root
-        self.layers = {}
-
-    def __call__(self, *args, **kwargs):
-        root = self.root
-        upstream = getattr(type(root), 'init_weights', _nothing)
-        if getattr(root, 'is_init', False):  # upstream warns, nothing else
-            return upstream(root, *args, **kwargs)
-
-        hidden = ExitStack()
-        hidden.callback(self._initialise)
-        hidden.enter_context(_without_plugins(_own_modules(root)))
-
-        def put_back(*_):
-            hidden.close()
-
-        def dump():
-            hidden.close()
-            type(root)._dump_init_info(root)
-
-        handle = root._register_load_state_dict_pre_hook(put_back)
-        # before other hooks, which may read the weights
-        root._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
-        # mmengine writes its log before this returns
-        root._dump_init_info = dump
+    def init_weights(self, *args, **kwargs):
+        upstream = getattr(super(), 'init_weights', lambda: None)
+        if getattr(self, 'is_init', False):  # upstream warns, nothing else
+            return upstream(*args, **kwargs)
+        self.hidden_plugins = ExitStack()
+        self.hidden_plugins.callback(self._initialise_plugins)
+        self.hidden_plugins.enter_context(_without_plugins(_own_modules(self)))
         try:
-            upstream(root, *args, **kwargs)
+            upstream(*args, **kwargs)
         finally:
-            hidden.close()
-            handle.remove()
-            del root._dump_init_info
+            self._put_plugins_back()
 
-    def _initialise(self):
+    def _dump_init_info(self):  # mmengine's log of the initialisation
+        self._put_plugins_back()
+        super()._dump_init_info()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        self._put_plugins_back()
+        for old, new in self.renamed_plugins.items():
+            for key in [
+                k for k in state_dict if k.startswith(f'{prefix}{old}.')
+            ]:
+                moved = prefix + new + key[len(prefix + old) :]
+                state_dict[moved] = state_dict.pop(key)
+        self._report_missing(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _put_plugins_back(self):
+        hidden = vars(self).pop('hidden_plugins', None)
+        if hidden:
+            hidden.close()
+
+    def _initialise_plugins(self):
         # mmengine's record of who set which parameter. It has no entries for
         # plugins that were not there when it was made.
-        infos = getattr(self.root, '_params_init_info', None)
+        infos = getattr(self, '_params_init_info', None)
         if infos is not None:
-            for module in self.root.modules():
+            for module in self.modules():
                 module._params_init_info = infos
-        for name, layer in self.layers.items():
+        for name in self.plugin_widths:
+            layer = self.get_submodule(name)
             _record(layer, infos)
-            _initialise(self.root, name, layer)
+            _initialise(self, name)
             _record(layer, infos)
+
+    def _report_missing(self, state_dict, prefix):
+        if not any(key.startswith(prefix) for key in state_dict):
+            return
+        missing = [
+            name
+            for name in self.plugin_widths
+            if self.get_submodule(name).state_dict()
+            and not any(
+                key.startswith(f'{prefix}{name}.') for key in state_dict
+            )
+        ]
+        if not missing:
+            return
+        identities = all(
+            is_identity(self.get_submodule(name), self.plugin_widths[name])
+            for name in missing
+        )
+        print_log(
+            f'The state dict has no weights for {len(missing)} plugins in '
+            f'this {type(self).__name__} (the first is {missing[0]}): '
+            'they start from their own initialisation, '
+            + (
+                'as the identity: the network computes the same as before'
+                if identities
+                else 'which is not the identity: the network computes '
+                'something else than the one that was saved, until it is '
+                'trained. identity_init=True in the entry avoids this'
+            )
+            + '. A checkpoint without plugins is a start, for load_from: its '
+            'optimizer does not fit, so it cannot be resumed',
+            logger='current',
+            level=logging.INFO if identities else logging.WARNING,
+        )
 
 
 def _record(layer, infos):
@@ -103,15 +144,11 @@ def _record(layer, infos):
         )
 
 
-def _nothing(root):
-    """Stands in for the ``init_weights`` of a module that has none."""
-
-
 def _own_modules(root):
     """The modules in a root, but for those in roots of their own."""
     yield root
     for child in root.children():
-        if not isinstance(vars(child).get('init_weights'), InitWeights):
+        if not isinstance(child, Root):
             yield from _own_modules(child)
 
 
@@ -153,61 +190,4 @@ for _name, _initialiser in dict(WEIGHT_INITIALIZERS.module_dict).items():
                 _initialiser.__name__, (_PastPlugins, _initialiser), {}
             ),
             force=True,
-        )
-
-
-def report_missing_weights(root, layers):
-    """Log which plugins have no weights in a checkpoint that is loaded.
-
-    Args:
-        root (nn.Module): The module that has the plugins.
-        layers (dict[str, int]): The ``in_channels`` of each plugin, by its
-            name in ``root``.
-    """
-    for hook in root._load_state_dict_pre_hooks.values():
-        hook = getattr(hook, 'hook', hook)
-        if isinstance(hook, MissingWeights):
-            hook.layers.update(layers)
-            return
-    root._register_load_state_dict_pre_hook(MissingWeights(root, layers))
-
-
-class MissingWeights:
-    """A hook that logs which plugins a state dict lacks."""
-
-    def __init__(self, root, layers):
-        self.root = root
-        self.layers = layers
-
-    def __call__(self, state_dict, prefix, *_):
-        if not any(key.startswith(prefix) for key in state_dict):
-            return
-        missing = [
-            name
-            for name in self.layers
-            if self.root.get_submodule(name).state_dict()
-            and not any(
-                key.startswith(f'{prefix}{name}.') for key in state_dict
-            )
-        ]
-        if not missing:
-            return
-        identities = all(
-            is_identity(self.root.get_submodule(name), self.layers[name])
-            for name in missing
-        )
-        print_log(
-            f'The state dict has no weights for {len(missing)} plugins in '
-            f'this {type(self.root).__name__} (the first is {missing[0]}): '
-            'they start from their own initialisation, '
-            + (
-                'as the identity: the network computes the same as before'
-                if identities
-                else 'which is not the identity: the network computes '
-                'something else than the one that was saved, until it is '
-                'trained. Plugins that can start as the identity avoid this: '
-                'PSA with identity_init=True'
-            ),
-            logger='current',
-            level=logging.INFO if identities else logging.WARNING,
         )

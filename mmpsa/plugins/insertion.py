@@ -7,30 +7,20 @@ of its block, so it has the same name in the checkpoint as in mmseg. Hooks run
 it, so the block itself stays unchanged.
 """
 
-import copy
-import inspect
 import logging
-from difflib import get_close_matches
 from typing import List, NamedTuple, Sequence
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
 from torch import nn
 
-from mmpsa import timm_attention
-from mmpsa.compatibility import INSTALL_MMCV
-
-from .identity import is_identity, start_as_identity
-from .initialisation import protect_initialisation, report_missing_weights
-from .randomness import own_random_numbers
-from .sites import AFTER_MODULE, Site, Sites
+from .building import build_plugin
+from .hosting import add_plugin
+from .identity import is_identity
+from .initialisation import keep_start
+from .sites import Site, SiteFinder, join
 from .usage import watch
-from .validation import Entry, PluginsError, validate
-
-# What a wrong cfg raises. Any other exception is a mistake in the plugin's
-# code, and is not caught.
-_REFUSALS = (AssertionError, KeyError, TypeError, ValueError)
+from .validation import AFTER_MODULE, Entry, PluginsError, validate
 
 
 class _Insertion(NamedTuple):
@@ -43,11 +33,7 @@ class _Insertion(NamedTuple):
 
     @property
     def path(self):
-        return _join(self.site.path, self.name)
-
-
-def _join(path, name):
-    return f'{path}.{name}'.lstrip('.')
+        return join(self.site.path, self.name)
 
 
 def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
@@ -104,7 +90,7 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
             the backbone or a stage lacks the position, if a pattern matches
             nothing, if a width is not known, if a name is taken, or if a
             plugin cannot be built. The module is unchanged then.
-        ImportError: If mmcv, which builds the plugins, is not installed.
+        ImportError: If a plugin needs a package that is not installed.
     """
     if isinstance(module, BaseModel):
         raise PluginsError(
@@ -112,37 +98,45 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
             'the plugins go into, as in insert_plugins(model.backbone, …)'
         )
     entries = validate(plugins)
-    added = _build_all(entries, module)
+    added = _build_all(module, entries)
     for new in added:
         _fit(new, module)
-    for new in added:
-        new.site.add(new.name, new.layer)
         where = f'{new.path} in {type(module).__name__}'
         setattr(new.layer, 'plugin_path', where)
-    layers = {new.path: new.layer for new in added}
-    protect_initialisation(module, layers)
-    watch(module, layers)
-    report_missing_weights(
-        module, {new.path: new.site.in_channels for new in added}
+    for new in added:
+        add_plugin(module, new.site, new.name, new.layer)
+    keep_start(
+        module,
+        {new.path: new.site.in_channels for new in added},
+        {
+            join(new.site.formerly, new.name): new.path
+            for new in added
+            if new.site.formerly
+        },
     )
+    watch(module, {new.path: new.layer for new in added})
     _log(module, entries, added)
     return [new.path for new in added]
 
 
-def _build_all(entries, module) -> List[_Insertion]:
+def _build_all(module, entries) -> List[_Insertion]:
     """Build the plugins of all sites; raises before anything is inserted."""
-    sites = Sites(module)
-    places = [(entry, site) for entry in entries for site in sites.of(entry)]
+    finder = SiteFinder(module)
+    places = [
+        (entry, site) for entry in entries for site in finder.find(entry)
+    ]
     # Sorted by position, as the keys of mmseg's own plugins are.
     places.sort(key=lambda place: _order(place[1].position))
     added, paths = [], set()
     for entry, site in places:
-        name, layer = _build(entry, site, module)
+        name, layer = build_plugin(module, entry, site)
         new = _Insertion(entry, site, name, layer)
-        if new.path in paths or site.has(name):
+        taken = _attribute(module, new.path)
+        if new.path in paths or taken is not None:
+            by = '' if taken is None else f' by a {type(taken).__name__}'
             raise PluginsError(
                 f"{entry.where}: the name '{name}' is taken in "
-                f'{site.path}; give the plugin another postfix inside '
+                f'{site.path}{by}; give the plugin another postfix inside '
                 "cfg, as in cfg=dict(type=…, postfix='1')"
             )
         paths.add(new.path)
@@ -154,115 +148,15 @@ def _order(position):
     return (position == AFTER_MODULE, position)
 
 
-def _build(entry, site, module):
-    """Build one plugin layer and its name."""
-    try:
-        from mmcv.cnn.bricks.plugin import build_plugin_layer, infer_abbr
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f'plugins are built by mmcv, which is not installed: '
-            f'{INSTALL_MMCV}'
-        ) from error
-    cfg = copy.deepcopy(dict(entry.cfg))
-    postfix = cfg.pop('postfix', '')
-    scope = cfg.pop('_scope_', None)
-    cfg['in_channels'] = site.in_channels
-    with MODELS.switch_scope_and_registry(scope) as registry:
-        cfg['type'] = _class_of(entry, registry)
-        name = f'{infer_abbr(cfg["type"])}{postfix}'
-        _start(entry, cfg)
-        try:
-            with own_random_numbers(module, _join(site.path, name)):
-                name, layer = build_plugin_layer(cfg, postfix=postfix)
-        except _REFUSALS as error:
-            raise PluginsError(
-                f"{entry.where}['cfg'] cannot be built for {site.path} with "
-                f'in_channels={site.in_channels}: {error} '
-                f'(got {dict(entry.cfg)}){_arguments(cfg["type"], cfg)}'
-            ) from error
-    if (
-        entry.identity_init
-        and 'identity_init' not in cfg
-        and not is_identity(layer, site.in_channels)
-    ):
-        start_as_identity(layer, site.in_channels)
-    return name, layer
-
-
-def _start(entry, cfg):
-    """Pass ``identity_init`` of an entry to a plugin that takes it."""
-    taken = inspect.signature(cfg['type']).parameters
-    if entry.identity_init and 'identity_init' in taken:
-        if cfg.setdefault('identity_init', True) is not True:
-            raise PluginsError(
-                f'{entry.where} has identity_init=True, and cfg has '
-                f'identity_init={cfg["identity_init"]!r}; drop one'
-            )
-
-
-def _arguments(cls, cfg):
-    """What a plugin takes, if a cfg has something else; otherwise ''."""
-    known = inspect.signature(cls).parameters
-    if {*cfg} - {'type'} <= {*known} or any(
-        parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()
-    ):
-        return ''
-    if 'in_channels' not in known:
-        return (
-            f'. {cls.__name__} must take in_channels; mmpsa passes the width '
-            'of its place there'
-        )
-    allowed = [name for name in known if name != 'in_channels']
-    return f'. {cls.__name__} takes {", ".join(allowed) or "nothing else"}'
-
-
-def _class_of(entry, registry):
-    kind = entry.cfg['type']
-    if isinstance(kind, type):
-        return _no_network(entry, kind)
-    try:
-        found = registry.get(kind)
-    except Exception as error:  # what a path in a name leads to
-        raise PluginsError(
-            f"{entry.where}['cfg'] cannot be built from type={kind!r}: {error}"
-        ) from error
-    if found is None:
-        like = _names_like(kind, registry)
-        raise PluginsError(
-            f"{entry.where}['cfg'] cannot be built from type={kind!r}, "
-            f'which is not registered under the scope {registry.scope!r}; '
-            f'names like it: {", ".join(like) or "none"}. A plugin of your '
-            'own is registered when its module is imported: '
-            "custom_imports = dict(imports=['my_module'])"
-        )
-    return _no_network(entry, found)
-
-
-def _names_like(kind, registry):
-    if kind.startswith(timm_attention.PREFIX):
-        return [timm_attention.PREFIX + name for name in timm_attention.SERVED]
-    names = {}  # by what is compared
-    while registry is not None:
-        names.update({name.lower(): name for name in registry.module_dict})
-        registry = registry.parent
-    return [
-        names[name] for name in get_close_matches(kind.lower(), names, 5, 0.7)
-    ]
-
-
-def _no_network(entry, cls):
-    if hasattr(cls, 'plugin_positions') or issubclass(cls, BaseModel):
-        raise PluginsError(
-            f"{entry.where}['cfg']['type'] must be a plugin, a layer that "
-            f'returns a map of the shape that it reads; {cls.__name__} is a '
-            'network that takes plugins itself'
-        )
-    return cls
+def _attribute(module, path):
+    for name in path.split('.'):
+        module = getattr(module, name, None)
+    return module
 
 
 def _fit(new, module):
     """Give a plugin the dtype, device, mode and freezing of its place."""
-    like = new.site.like
+    like = module.get_submodule(new.site.like)
     for parameter in (*like.parameters(), *module.parameters()):
         new.layer.to(parameter)
         break

@@ -34,7 +34,7 @@ def own_random_numbers(root: nn.Module, name: str) -> Iterator[None]:
     )
     digest = hashlib.sha256(f'{name} {_first_weight(root)}'.encode())
     for state in (cpu, *cuda):
-        digest.update(state.numpy().tobytes())
+        digest.update(bytes(state.tolist()))
     seed = int.from_bytes(digest.digest()[:4], 'big')
     try:
         random.seed(seed)

@@ -11,6 +11,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 # The plugins of each module, by name, until an optimizer has trained it.
 _waiting = WeakKeyDictionary()
 _handle = None
+# So many steps wait for a module. A frozen teacher is never trained.
+_PATIENCE = 100
+_steps = 0
 
 
 def watch(module: nn.Module, layers: Dict[str, nn.Module]):
@@ -23,14 +26,16 @@ def watch(module: nn.Module, layers: Dict[str, nn.Module]):
         module (nn.Module): The module that has the plugins.
         layers (dict[str, nn.Module]): The plugins, by name in ``module``.
     """
-    global _handle
+    global _handle, _steps
+    _steps = 0
     _waiting.setdefault(module, {}).update(layers)
     if _handle is None:
         _handle = register_optimizer_step_post_hook(_check)
 
 
 def _check(optimizer, args, kwargs):
-    global _handle
+    global _handle, _steps
+    _steps += 1
     stepped = {
         id(p)
         for group in optimizer.param_groups
@@ -40,7 +45,8 @@ def _check(optimizer, args, kwargs):
     for module in list(_waiting):
         if any(id(p) in stepped for p in module.parameters()):
             _warn(module, _waiting.pop(module))
-    if not _waiting:
+    if not _waiting or _steps == _PATIENCE:
+        _waiting.clear()
         _handle.remove()
         _handle = None
 

@@ -1,11 +1,12 @@
 """Checks the entries of ``plugins=``."""
 
 import re
+from numbers import Integral
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from .blocks import BLOCK_POSITIONS
 
-AFTER_STAGE, OUTPUT = 'after_stage', 'output'
+AFTER_STAGE, OUTPUT, AFTER_MODULE = 'after_stage', 'output', 'after_module'
 POSITIONS = (*BLOCK_POSITIONS, AFTER_STAGE, OUTPUT)
 KEYS = ('cfg', 'position', 'stages', 'modules', 'identity_init')
 
@@ -27,6 +28,27 @@ class Entry(NamedTuple):
     patterns: Tuple[str, ...]
     identity_init: bool
 
+    def flags(self, num_stages: int) -> Sequence[bool]:
+        """One flag for each stage (or output).
+
+        Raises:
+            PluginsError: If the entry has another number of them.
+        """
+        if self.stages is None:
+            return [True] * num_stages
+        if (
+            not isinstance(self.stages, (list, tuple))
+            or len(self.stages) != num_stages
+            or any(not isinstance(flag, bool) for flag in self.stages)
+        ):
+            of = 'output' if self.position == OUTPUT else 'stage'
+            raise PluginsError(
+                f"{self.where}['stages'] must be {num_stages} "
+                f'boolean{"s" * (num_stages > 1)}, one for each {of} of the '
+                f'backbone, got {self.stages!r}'
+            )
+        return self.stages
+
     def __str__(self):
         """The place: ``"after_conv1"``, ``"after 'convs.*'"``."""
         return (
@@ -43,18 +65,19 @@ def validate(plugins) -> List[Entry]:
         PluginsError: If a key of an entry is unknown or missing, or its value
             is not allowed.
     """
-    if not isinstance(plugins, (list, tuple)):
-        raise TypeError(
-            f'plugins must be a list of dicts, got {type(plugins).__name__}'
-        )
+    _check('plugins', plugins, (list, tuple), 'a list of dicts')
     return [
         _entry(f'plugins[{i}]', plugin) for i, plugin in enumerate(plugins)
     ]
 
 
+def _check(where, value, types, what):
+    if not isinstance(value, types):
+        raise TypeError(f'{where} must be {what}, got {type(value).__name__}')
+
+
 def _entry(where, plugin):
-    if not isinstance(plugin, dict):
-        raise TypeError(f'{where} must be a dict, got {type(plugin).__name__}')
+    _check(where, plugin, dict, 'a dict')
     for key in plugin:
         if key not in KEYS:
             raise PluginsError(
@@ -62,80 +85,94 @@ def _entry(where, plugin):
                 'The type of the plugin and its arguments belong inside cfg: '
                 "cfg=dict(type='PSA', …)"
             )
-    if 'cfg' not in plugin:
-        raise PluginsError(f"{where} lacks the key 'cfg', got {dict(plugin)}")
+    place = 'modules' if 'modules' in plugin else 'position'
+    for key in ('cfg', place):
+        if key not in plugin:
+            hint = '' if key == 'cfg' else " (or 'modules')"
+            raise PluginsError(
+                f'{where} lacks the key {key!r}{hint}, got {dict(plugin)}'
+            )
+    cfg, by_name = plugin['cfg'], place == 'modules'
+    _check_cfg(f"{where}['cfg']", cfg, by_name)
     identity_init = plugin.get('identity_init', False)
     if not isinstance(identity_init, bool):
         raise PluginsError(
             f"{where}['identity_init'] must be a bool, got {identity_init!r}"
         )
-    by_name = 'modules' in plugin
-    _check_cfg(f"{where}['cfg']", plugin['cfg'], by_name)
-    if by_name:
-        for key in ('position', 'stages'):
-            if key in plugin:
-                raise PluginsError(
-                    f"{where} has both 'modules' and {key!r}: an entry names "
-                    'modules, or has a position and its stages; drop one, got '
-                    f'{dict(plugin)}'
-                )
-        patterns = _patterns(f"{where}['modules']", plugin['modules'])
-        return Entry(where, plugin['cfg'], None, None, patterns, identity_init)
-    if 'position' not in plugin:
-        raise PluginsError(
-            f"{where} lacks the key 'position' (or 'modules'), got "
-            f'{dict(plugin)}'
+    if not by_name:
+        if plugin['position'] not in POSITIONS:
+            raise PluginsError(
+                f"{where}['position'] must be one of {POSITIONS}, got "
+                f'{plugin["position"]!r}; other places are named by modules='
+            )
+        return Entry(
+            where,
+            cfg,
+            plugin['position'],
+            plugin.get('stages'),
+            (),
+            identity_init,
         )
-    if plugin['position'] not in POSITIONS:
-        raise PluginsError(
-            f"{where}['position'] must be one of {POSITIONS}, "
-            f'got {plugin["position"]!r}; other places are named by modules='
-        )
-    return Entry(
-        where,
-        plugin['cfg'],
-        plugin['position'],
-        plugin.get('stages'),
-        (),
-        identity_init,
-    )
+    for key in ('position', 'stages'):
+        if key in plugin:
+            raise PluginsError(
+                f"{where} has both 'modules' and {key!r}: an entry names "
+                'modules, or has a position and its stages; drop one, got '
+                f'{dict(plugin)}'
+            )
+    patterns = _patterns(f"{where}['modules']", plugin['modules'])
+    return Entry(where, cfg, None, None, patterns, identity_init)
 
 
 def _check_cfg(where, cfg, by_name):
-    if not isinstance(cfg, dict):
-        raise TypeError(f'{where} must be a dict, got {type(cfg).__name__}')
+    _check(where, cfg, dict, 'a dict')
     if 'type' not in cfg:
         raise PluginsError(f"{where} lacks the key 'type', got {dict(cfg)}")
-    kind, scope = cfg['type'], cfg.get('_scope_')
-    if not isinstance(kind, (str, type)):
-        raise TypeError(
-            f"{where}['type'] must be a registered name or a class, "
-            f'got {kind!r}'
-        )
-    if not isinstance(scope, (str, type(None))):
-        raise TypeError(f"{where}['_scope_'] must be a str, got {scope!r}")
-    postfix = cfg.get('postfix', '')
-    if (
-        not isinstance(postfix, (str, int))
-        or isinstance(postfix, bool)
-        or not re.fullmatch(r'\w*', str(postfix))
-    ):
-        raise PluginsError(
-            f"{where}['postfix'] must be an int or a str of letters, digits "
-            f'and underscores, got {postfix!r}'
-        )
-    if 'in_channels' not in cfg:
-        return
-    width = cfg['in_channels']
-    if not by_name:
+    if not by_name and 'in_channels' in cfg:
         raise PluginsError(
             f"{where}['in_channels']: a position has the width of its "
-            f'convolution or map; leave it out, got {width!r}'
+            f'convolution or map; leave it out, got {cfg["in_channels"]!r}'
         )
-    if type(width) is not int or width < 1:  # nor a bool
-        raise PluginsError(
-            f"{where}['in_channels'] must be a positive int, got {width!r}"
-        )
+    for key, error, allowed, what in (
+        (
+            'type',
+            TypeError,
+            lambda x: isinstance(x, (str, type)),
+            'a registered name or a class',
+        ),
+        (
+            '_scope_',
+            TypeError,
+            lambda x: isinstance(x, (str, type(None))),
+            'a str',
+        ),
+        (
+            'postfix',
+            PluginsError,
+            _is_postfix,
+            'an int or a str of letters, digits and underscores',
+        ),
+        ('in_channels', PluginsError, is_width, 'a positive int'),
+    ):
+        if key in cfg and not allowed(cfg[key]):
+            raise error(f'{where}[{key!r}] must be {what}, got {cfg[key]!r}')
+
+
+def _is_postfix(value):
+    return (
+        isinstance(value, (str, int))
+        and not isinstance(value, bool)
+        and re.fullmatch(r'\w*', str(value))
+    )
+
+
+def is_width(value) -> bool:
+    """Whether a value is a number of channels; numpy's integers are, too."""
+    return (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and value > 0
+    )
 
 
 def _patterns(where, modules) -> Tuple[str, ...]:

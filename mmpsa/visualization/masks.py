@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmpsa.plugins.sites import followed
 from mmpsa.plugins.stages import stage_of
-from mmpsa.plugins.validation import AFTER_STAGE
+from mmpsa.plugins.validation import AFTER_MODULE, AFTER_STAGE
 from mmpsa.psa import PolarizedSelfAttention
 
 _LEGEND = (
@@ -67,8 +66,9 @@ def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
     model, last = _unwrap(model), {}
     for name, module in model.named_modules():
         if isinstance(module, PolarizedSelfAttention):
-            stage = stage_of(model, followed(name))
             *path, plugin = name.split('.')
+            followed = [part for part in path if part != AFTER_MODULE]
+            stage = stage_of(model, '.'.join(followed))
             kind = plugin, AFTER_STAGE in path
             # The branches of HRNet differ in width.
             last[stage, kind, module.in_channels] = name, module
@@ -190,9 +190,10 @@ def draw_masks(record: MaskRecord) -> np.ndarray:
     axes[0, 2].text(0, 0.5, _LEGEND.format(width, height), va='center')
     for row, (name, masks) in zip(axes[1:], record.masks.items()):
         _draw_spatial(row[0], row[1], masks.spatial, record.image)
-        _draw_channel(row[2], masks.channel, masks.block.mask_scale)
         channels, height, width = masks.shape
         block = masks.block
+        scale = 1 if block.mask_scale is None else float(block.mask_scale)
+        _draw_channel(row[2], masks.channel, scale)
         row[0].set_title(f'spatial mask, {width}×{height}', fontsize='medium')
         row[2].set_title(
             f'{name}: {channels} channels, {block.layout} ({block.variant})',

@@ -1,12 +1,13 @@
 """Which backend computes a block, and what all of them promise."""
 
 import logging
+import re
+import subprocess
 from functools import partial
 
 import pytest
 import torch
 from helpers import AUTOCAST_DTYPES, KINDS, make_block
-from mmengine.utils import digit_version
 from torch._dynamo.backends.debugging import aot_eager
 from torch.autograd import forward_ad, gradgradcheck
 from torch.func import functional_call, jvp, vmap
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mmpsa import PSA
+from mmpsa.compatibility import release
 from mmpsa.ops import BACKENDS, backends, operator, reference
 
 VALUE_MAP = ('official', 'sequential')
@@ -217,7 +219,7 @@ def test_transforms(variant, layout):
 
 
 @pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.7.0'),
+    release(torch.__version__) < (2, 7, 0),
     reason='compiled and exported look the same, and get plain torch',
 )
 @pytest.mark.parametrize('variant, layout', KINDS)
@@ -231,10 +233,13 @@ def test_compile(variant, layout):
 
     torch._dynamo.reset()
     compiled = torch.compile(block, fullgraph=True, backend=compiler)
-    for ours, expected in zip(
-        gradients(block, images(), compiled), gradients(block, images())
-    ):
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    for _ in range(2):
+        for ours, expected in zip(
+            gradients(block, images(), compiled), gradients(block, images())
+        ):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+        if block.mask_scale is not None:  # the graph reads what is there now
+            block.mask_scale.data.mul_(0.5)
     (code,) = graphs
     has_kernels = block.served_by(images()) == 'cpp'
     assert ('ops.mmpsa.psa' in code) == has_kernels
@@ -242,7 +247,7 @@ def test_compile(variant, layout):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.4.0'),
+    release(torch.__version__) < (2, 4, 0),
     reason='torch.library.opcheck came with torch 2.4',
 )
 @pytest.mark.parametrize('variant, layout', COLLAPSED)
@@ -268,7 +273,7 @@ def test_opcheck(variant, layout, backend):
 
 
 @pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.6.0'),
+    release(torch.__version__) < (2, 6, 0),
     reason='torch 2.1 cannot export a named tuple with properties',
 )
 @pytest.mark.parametrize('variant, layout', KINDS)
@@ -332,9 +337,14 @@ def net(monkeypatch):
         pytest.skip(backends()['triton'])
     lines = []
     monkeypatch.setattr(operator, 'SAFETY_NET', True)
-    monkeypatch.setattr(operator, '_FAILED', set())
+    monkeypatch.setattr(operator, '_REFUSED', set())
+    monkeypatch.setattr(operator, '_COMPARED', set())
     monkeypatch.setattr(
-        operator, 'print_log', lambda line, **kwargs: lines.append(line)
+        operator,
+        'print_log',
+        lambda line, logger, level: (
+            lines.append(line) if level == logging.WARNING else None
+        ),
     )
     return lines
 
@@ -346,9 +356,51 @@ def fail(error):
     return kernel
 
 
+def spoil(monkeypatch, name, wrong):
+    """Let a kernel return what ``wrong`` makes of its results."""
+    from mmpsa.ops import triton_kernels
+
+    right = getattr(triton_kernels, name)
+    monkeypatch.setattr(
+        triton_kernels, name, lambda *args: wrong(*right(*args))
+    )
+
+
+def count_fallbacks(monkeypatch):
+    """The dtypes in which plain torch computes a forward."""
+    dtypes, forward = [], operator.torch_kernels.forward
+
+    def counting(x, *args):
+        dtypes.append(x.dtype)
+        return forward(x, *args)
+
+    monkeypatch.setattr(operator.torch_kernels, 'forward', counting)
+    return dtypes
+
+
+INTERPRETED = pytest.mark.filterwarnings(
+    'ignore:::triton.runtime.interpreter',
+    'ignore::RuntimeWarning:numpy',
+)
+ERRORS = [
+    RuntimeError('Triton Error [CUDA]: no such instruction'),
+    OSError('no such instruction'),
+    ImportError('no such instruction'),
+    subprocess.CalledProcessError(1, 'no such instruction'),
+]
+
+
+@pytest.mark.parametrize('error', ERRORS, ids=lambda e: type(e).__name__)
+def test_what_a_failure_raises(error, net, monkeypatch):
+    monkeypatch.setattr('mmpsa.ops.triton_kernels.psa', fail(error))
+    block = make_block('paper', 'parallel', 8, backend='triton')
+    assert block(images()).isfinite().all()
+    assert type(error).__name__ in net[0] and str(error) in net[0]
+
+
 @pytest.mark.parametrize('name', ['psa', 'psa_backward'])
 @pytest.mark.parametrize('variant, layout', COLLAPSED)
-@pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')
+@INTERPRETED
 def test_training_survives_a_kernel_that_fails(
     name, variant, layout, net, monkeypatch
 ):
@@ -356,26 +408,238 @@ def test_training_survives_a_kernel_that_fails(
     block.backend = 'torch'
     expected = gradients(block, x)
     block.backend = 'triton'
-    operator._log.cache_clear()
-    net.clear()
-    error = RuntimeError('no such instruction')
-    monkeypatch.setattr(f'mmpsa.ops.triton_kernels.{name}', fail(error))
+    monkeypatch.setattr(f'mmpsa.ops.triton_kernels.{name}', fail(ERRORS[0]))
     for _ in range(2):
         for ours, grad in zip(gradients(block, x), expected):
             torch.testing.assert_close(ours, grad, rtol=1e-4, atol=1e-4)
-    (said,) = [line for line in net if 'failed' in line]
-    assert f'kernels of {name} failed' in said
+    (said,) = net
+    assert f'kernels of {name} failed for {variant} {layout}' in said
     assert 'no such instruction' in said and 'MMPSA_BACKEND=torch' in said
     assert block.served_by(x) == 'torch'
 
 
-def test_no_memory_is_no_failure(net, monkeypatch):
-    block = make_block('paper', 'parallel', 8, backend='triton')
-    error = torch.cuda.OutOfMemoryError('none left')
+def test_errors_of_triton_are_failures(net, monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    error = OutOfResources(300000, 232448, 'shared memory')
     monkeypatch.setattr('mmpsa.ops.triton_kernels.psa', fail(error))
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    block = make_block('paper', 'parallel', 8, backend='triton')
+    assert block(images()).isfinite().all()
+    assert 'shared memory' in net[0]
+
+
+@INTERPRETED
+def test_a_failure_concerns_its_kind_alone(net, monkeypatch):
+    monkeypatch.setattr(
+        'mmpsa.ops.triton_kernels.psa', fail(RuntimeError('too large'))
+    )
+    block = make_block('paper', 'parallel', 8, backend='triton')
+    block(images())
+    assert block.served_by(images()) == 'torch'
+    monkeypatch.undo()
+    for kind, x in (
+        (('paper', 'sequential'), images()),
+        (('official', 'parallel'), images()),
+        (('paper', 'parallel'), images(10)),
+        (('paper', 'parallel'), images(dtype=torch.bfloat16)),
+        (
+            ('paper', 'parallel'),
+            images().to(memory_format=torch.channels_last),
+        ),
+    ):
+        other = make_block(*kind, x.shape[1], backend='triton')
+        assert other.served_by(x) == 'triton'
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        torch.cuda.OutOfMemoryError('none left'),
+        RuntimeError('Triton Error [CUDA]: out of memory'),
+        TypeError("got an unexpected argument 'x'"),
+        KeyError('x'),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_failure_of_a_kernel(error, net, monkeypatch):
+    block = make_block('paper', 'parallel', 8, backend='triton')
+    monkeypatch.setattr('mmpsa.ops.triton_kernels.psa', fail(error))
+    with pytest.raises(type(error)):
         block(images())
     assert block.served_by(images()) == 'triton'
+    assert net == []
+
+
+def test_wrong_arguments_are_no_failure(net):
+    block = make_block('paper', 'parallel', 8, backend='triton')
+    weights = block.weights._replace(ch_wv=torch.zeros(8, 4, 1, 1))
+    with pytest.raises(RuntimeError, match='ch_wv must be of shape'):
+        operator.polarized_self_attention(
+            images(), weights, block.spec, 'triton'
+        )
+    assert block.served_by(images()) == 'triton' and net == []
+
+
+@pytest.mark.parametrize('start', ['random', 'default', 'identity'])
+@pytest.mark.parametrize('dtype', operator._DTYPES['triton'])
+@pytest.mark.parametrize('variant, layout', COLLAPSED)
+@INTERPRETED
+def test_right_kernels_agree(start, dtype, variant, layout, net, monkeypatch):
+    """Each is compared once, and serves."""
+    if start == 'random':
+        block = make_block(variant, layout, 24, backend='triton')
+    elif variant == 'official' and start == 'identity':
+        pytest.skip('it has no such start')
+    else:
+        torch.manual_seed(0)
+        block = PSA(24, layout, variant, start == 'identity', 'triton')
+    dtypes = count_fallbacks(monkeypatch)
+    for x in (images(24), images(24).relu()):
+        gradients(block, x.to(dtype))
+    assert net == []
+    assert block.served_by(x.to(dtype)) == 'triton'
+    assert dtypes == [torch.float64] * 2
+
+
+@pytest.mark.parametrize('dtype', operator._DTYPES['triton'])
+@pytest.mark.parametrize('variant, layout', COLLAPSED)
+@INTERPRETED
+def test_wrong_output(dtype, variant, layout, net, monkeypatch):
+    block = make_block(variant, layout, 8, backend='torch')
+    x = images(dtype=dtype)
+    expected = gradients(block, x)
+    block.backend = 'triton'
+
+    def wrong(y, maps, vectors):
+        y[1, 3, 2, 1] += 0.1 * y.abs().max()
+        return y, maps, vectors
+
+    spoil(monkeypatch, 'psa', wrong)
+    for _ in range(2):
+        for ours, grad in zip(gradients(block, x), expected):
+            torch.testing.assert_close(ours, grad, rtol=1e-2, atol=1e-2)
+    (said,) = net
+    assert f'kernels of psa are wrong for {variant} {layout}, {dtype}' in said
+    assert '8 channels, NCHW' in said
+    stated = float(re.search(r'by (\S+) of the largest value', said)[1])
+    assert stated == pytest.approx(0.1, rel=0.1) and 'report' in said
+    assert block.served_by(x) == 'torch'
+
+
+@pytest.mark.parametrize(
+    'variant, layout', [('paper', 'sequential'), ('official', 'parallel')]
+)
+@INTERPRETED
+def test_each_wrong_gradient(variant, layout, net, monkeypatch):
+    """One at a time; that of the attention's bias is zero."""
+    block = make_block(variant, layout, 8, backend='torch')
+    x = images()
+    expected = gradients(block, x)
+    block.backend = 'triton'
+    at = 0
+
+    def wrong(dx, dweights):
+        grads = [dx, *dweights]
+        peak = max(grad.abs().max().item() for grad in grads)
+        first = grads[at].view(-1)[:1]
+        first += max(0.1 * grads[at].abs().max().item(), 1e-3 * peak)
+        return dx, dweights
+
+    spoil(monkeypatch, 'psa_backward', wrong)
+    for at in range(len(expected)):
+        operator._REFUSED.clear()
+        operator._COMPARED.clear()
+        for ours, grad in zip(gradients(block, x), expected):
+            torch.testing.assert_close(ours, grad, rtol=1e-4, atol=1e-4)
+        assert 'kernels of psa_backward are wrong' in net.pop()
+        assert block.served_by(x) == 'torch'
+    assert net == []
+
+
+@INTERPRETED
+def test_a_result_that_is_no_number_is_wrong(net, monkeypatch):
+    def wrong(y, *saved):
+        y[0, 0, 0, 0] = float('nan')
+        return (y, *saved)
+
+    spoil(monkeypatch, 'psa', wrong)
+    block = make_block('paper', 'parallel', 8, backend='triton')
+    assert block(images()).isfinite().all()
+    assert 'by inf of the largest' in net[0]
+
+
+@pytest.mark.parametrize(
+    'dtype, fine', [(torch.float32, 5e-4), (torch.bfloat16, 1e-2)]
+)
+@INTERPRETED
+def test_differences_that_are_allowed(dtype, fine, net, monkeypatch):
+    def wrong(y, *saved):
+        y[0] *= 1 + fine
+        return (y, *saved)
+
+    spoil(monkeypatch, 'psa', wrong)
+    block = make_block('paper', 'parallel', 8, backend='triton')
+    block(images(dtype=dtype))
+    assert net == [] and block.served_by(images(dtype=dtype)) == 'triton'
+
+
+@INTERPRETED
+def test_compares_each_kind_once(net, monkeypatch):
+    dtypes = count_fallbacks(monkeypatch)
+    block = make_block('paper', 'sequential', 8, backend='triton')
+    for _ in range(3):
+        block(images())
+        block(images()[:1])
+    assert len(dtypes) == 1
+    gradients(block, images())
+    assert len(dtypes) == 2
+    block(images(dtype=torch.bfloat16))
+    block(images().to(memory_format=torch.channels_last))
+    make_block('paper', 'channel', 8, backend='triton')(images())
+    make_block('paper', 'sequential', 10, backend='triton')(images(10))
+    assert len(dtypes) == 6
+
+
+@INTERPRETED
+def test_compares_nothing_while_a_graph_is_captured(net, monkeypatch):
+    monkeypatch.setattr(operator, '_is_capturing', lambda x: True)
+    dtypes = count_fallbacks(monkeypatch)
+    block = make_block('paper', 'parallel', 8, backend='triton')
+    gradients(block, images())
+    assert dtypes == [] and operator._COMPARED == set()
+
+
+@INTERPRETED
+def test_compares_nothing_without_memory(net, monkeypatch):
+    error = torch.cuda.OutOfMemoryError('none left')
+    monkeypatch.setattr(operator.torch_kernels, 'forward', fail(error))
+    block = make_block('paper', 'parallel', 8, backend='triton')
+    for _ in range(2):
+        gradients(block, images())
+    assert net == [] and block.served_by(images()) == 'triton'
+
+
+@INTERPRETED
+def test_overflow_in_half_precision_is_not_wrong(net):
+    block = make_block('paper', 'parallel', 8, backend='triton')
+    x = images(dtype=torch.float16).requires_grad_()
+    out = block(x)
+    (dx,) = torch.autograd.grad(out, x, torch.full_like(out, 6e4))
+    assert not dx.isfinite().all()
+    assert net == []
+
+
+@pytest.mark.parametrize('factor', [0.0, float('inf')])
+@INTERPRETED
+def test_compares_again_where_values_say_nothing(factor, net, monkeypatch):
+    """Scaled losses overflow at first, and frozen ones are zero."""
+    block = make_block('paper', 'parallel', 8, backend='triton')
+    spoil(monkeypatch, 'psa_backward', lambda dx, grads: (dx * 1.01, grads))
+    gradients(block, images(), lambda x: block(x) * factor)
+    assert net == [] and block.served_by(images()) == 'triton'
+    gradients(block, images())
+    assert 'are wrong' in net[0]
 
 
 @pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')

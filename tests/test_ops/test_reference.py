@@ -27,7 +27,7 @@ class Weights:
 
     def __init__(self, block):
         self.state = {
-            k: v.detach().numpy().reshape(len(v), -1)
+            k: v.detach().numpy().reshape(len(v) if v.dim() else 1, -1)
             for k, v in block.state_dict().items()
         }
 
@@ -76,12 +76,13 @@ def expected(block, image):
     w, layout, variant = Weights(block), block.layout, block.variant
     pixels = image.reshape(len(image), -1).T
     out = np.zeros_like(pixels)
+    scale = float(w.state.get('mask_scale', 1))
     if layout != 'spatial':
-        out = pixels * channel_mask(w, pixels, variant, layout)
+        out = pixels * scale * channel_mask(w, pixels, variant, layout)
     if layout == 'sequential':
-        return out * spatial_mask(w, out, variant, layout)[:, None]
+        return out * scale * spatial_mask(w, out, variant, layout)[:, None]
     if layout != 'channel':
-        mask = spatial_mask(w, pixels, variant, layout)
+        mask = scale * spatial_mask(w, pixels, variant, layout)
         out = out + pixels * mask[:, None]
     return out
 
@@ -95,6 +96,8 @@ def test_reference(variant, layout):
     block = PolarizedSelfAttention(10, layout, variant).double()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter)
+    if block.mask_scale is not None:
+        block.mask_scale.fill_(1.5)
     images = torch.randn(3, 10, 4, 3, dtype=torch.double)
     out = reference.polarized_self_attention(images, block.weights, block.spec)
     for image, ours in zip(images.numpy(), out.detach().numpy()):

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmpsa import declare_block, insert_plugins
 from mmpsa.plugins.blocks import CONV_POSITIONS, positions_of
-from mmpsa.plugins.sites import Sites
+from mmpsa.plugins.sites import SiteFinder
 
 # Their first larger convolution consists of several, or of others too: splits,
 # a ladder, split attention, a unit whose other branch has a convolution.
@@ -25,7 +25,10 @@ def everywhere(backbone, *positions):
     """Entries at the stages that have each position."""
     found = []
     for position in positions:
-        stages = [bool(stage.sites) for stage in Sites(backbone).at(position)]
+        stages = [
+            bool(stage.sites)
+            for stage in SiteFinder(backbone).find_by_stage(position)
+        ]
         if any(stages):
             found.append(entry(position, f'_{position}', stages=stages))
     return found
@@ -172,7 +175,7 @@ def test_declared_for_a_block_of_ones_own():
     declare_block(Block, after_conv1='small')
     with pytest.raises(
         ValueError,
-        match='Backbone takes no plugin after_3x3: layer1.0, a Block, has '
+        match='Backbone takes no plugin after_3x3: layer1.0 .Block. has '
         'after_conv1, and no after_3x3; .* larger than 1×1: '
         r"mmpsa.declare_block\(Block, after_3x3='…'\)",
     ):
@@ -195,7 +198,7 @@ def test_declared_for_a_block_of_ones_own():
     [
         (
             'SCNet50',
-            'SCNet takes no plugin after_3x3: layer1.0, a SCBottleneck, has '
+            'SCNet takes no plugin after_3x3: layer1.0 .SCBottleneck. has '
             'two 3×3 convolutions side by side: none is the first; it has '
             'after_conv1, after_conv2, after_conv3, after_stage',
         ),

@@ -68,9 +68,9 @@ def test_dotted_names_sequentials_and_inputs():
     assert len(probe.weight) == 8
     root, probe, x, out = insert(block := Block(), 'after_conv3')
     assert len(probe.weight) == 3
-    del root.layer1[0].probe, block.__dict__['forward']
-    block.inner._forward_hooks.clear()
-    torch.testing.assert_close(out, 2 * block(x))
+    plain = Block()
+    plain.load_state_dict(block.state_dict(), strict=False)
+    torch.testing.assert_close(out, 2 * plain(x))
 
 
 def test_a_later_declaration_of_the_class_holds_for_its_subclasses():
@@ -93,7 +93,7 @@ def test_a_later_declaration_of_the_class_holds_for_its_subclasses():
 def test_a_name_that_no_block_has_is_named():
     mmpsa.declare_block(Block, after_conv1='bodi.0')
     with pytest.raises(
-        ValueError, match="layer1.0, a Block, has no module 'bodi.0'"
+        ValueError, match="layer1.0 .Block. has no module 'bodi.0'"
     ):
         insert(Block(), 'after_conv1')
 

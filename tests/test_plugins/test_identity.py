@@ -262,7 +262,7 @@ def test_a_plugin_that_changes_the_shape_is_named():
     backbone = net('Mask')
     with pytest.raises(
         ValueError,
-        match='the plugin layer1.0.mask in ResNet, .* returns a tensor of '
+        match='the plugin layer1.0.mask in ResNet .Mask. returns a tensor of '
         r'shape \(2, 8, 1, 1\) for .*keep the shape',
     ):
         backbone(images())

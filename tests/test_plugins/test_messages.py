@@ -4,9 +4,10 @@ import copy
 import logging
 import pickle
 
+import numpy as np
 import pytest
 import torch
-from helpers import build, images, upstream
+from helpers import Probe, build, images, upstream
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
@@ -52,7 +53,7 @@ def test_a_plugin_that_changes_the_shape(position):
     backbone = build('mmpose', 'ResNet18')
     insert_plugins(backbone, [entry(position, type=Halving)])
     with pytest.raises(
-        ValueError, match='plugin .*halving in ResNet, a Halving, returns a t'
+        ValueError, match='plugin .*halving in ResNet .Halving. returns a t'
     ):
         backbone(images())
 
@@ -63,7 +64,7 @@ def test_a_plugin_that_changes_the_shape_of_a_module():
         backbone, [dict(cfg=dict(type='Halving'), modules='layer1.*')]
     )
     with pytest.raises(
-        ValueError, match='plugin layer1.0.halving in ResNet, a Halving, ret'
+        ValueError, match='plugin layer1.0.halving in ResNet .Halving. ret'
     ):
         backbone(images())
 
@@ -103,7 +104,7 @@ def test_a_sequential_is_not_blank():
     ):
         insert_plugins(layers, [entry('output')])
     nested = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU()))
-    with pytest.raises(ValueError, match=' 1 is a Sequential of single'):
+    with pytest.raises(ValueError, match=' it is a Sequential of single'):
         insert_plugins(nested, [entry('output')])
 
 
@@ -174,3 +175,138 @@ def test_loading_weights_without_plugins(cfg, level, said, way, log, tmp_path):
     log.clear()
     backbone.load_state_dict(backbone.state_dict())
     assert not log
+
+
+@MODELS.register_module()
+class Half(Probe):
+    """Named like a method of every module."""
+
+    _abbr_ = 'half'
+
+
+def test_a_name_that_is_a_method_is_called_one():
+    with pytest.raises(
+        ValueError, match="name 'half' is taken in layer1.0 by a method; give"
+    ):
+        build(
+            'mmpose',
+            'ResNet18',
+            plugins=[dict(cfg=dict(type='Half'), position='after_conv1')],
+        )
+
+
+def test_a_type_of_another_codebase():
+    from mmdet.registry import MODELS as registry
+
+    registry.register_module(name='OfMMDet', module=Probe, force=True)
+    plugins = [dict(cfg=dict(type='OfMMDet'), position='after_conv1')]
+    with pytest.raises(
+        ValueError,
+        match="under the scope 'mmpose'; it is in the registry of mmdet: "
+        r"write cfg=dict\(type='OfMMDet', _scope_='mmdet'\)",
+    ):
+        build('mmpose', 'ResNet18', plugins=plugins)
+    plugins[0]['cfg']['_scope_'] = 'mmdet'
+    build('mmpose', 'ResNet18', plugins=plugins)
+
+
+def test_a_module_without_modules_says_so():
+    from mmpose.registry import MODELS as registry
+
+    neck = dict(type='FeatureMapProcessor', _scope_='mmpose')
+    plugins = [dict(cfg=dict(type='Probe'), modules='fpn_convs.*')]
+    with pytest.raises(
+        ValueError,
+        match=r"'fpn_convs.\*' matches no module of this FeatureMapProcessor; "
+        'it has no modules',
+    ):
+        registry.build(dict(neck, plugins=plugins))
+
+
+def test_tokens_are_not_offered_a_width():
+    entry = dict(
+        cfg=dict(type='Probe'), modules='stages.0.blocks.0.ffn.layers.0'
+    )
+    with pytest.raises(
+        ValueError,
+        match='returns no N×C×H×W map .*; name another module, or, if',
+    ):
+        build('mmpose', 'SwinTransformer', plugins=[entry])
+
+
+def test_a_block_of_ones_own_is_told_how_to_be_declared():
+    class Block(nn.Module):
+        def forward(self, x):
+            return x
+
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer1 = nn.Sequential(Block())
+
+        def forward(self, x):
+            return self.layer1(x)
+
+    with pytest.raises(
+        ValueError, match='are known .mmpsa.declare_block tells those of your'
+    ):
+        insert_plugins(
+            Backbone(), [dict(cfg=dict(type='PSA'), position='after_3x3')]
+        )
+
+
+def test_a_width_may_be_numpys():
+    neck = nn.Sequential(nn.Conv2d(3, 8, 1))
+    root = nn.Module()
+    root.inner = neck
+    root.forward = neck.forward
+    cfg = dict(type='PSA', in_channels=np.int64(8))
+    insert_plugins(root, [dict(cfg=cfg, modules='inner')])
+
+
+@MODELS.register_module()
+class Rectified(Probe):
+    """Its backward needs its output, which a block changes in place."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class SavesItsOutput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = x.exp()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0]
+
+
+@MODELS.register_module()
+class Exponential(Probe):
+    def forward(self, x):
+        return SavesItsOutput.apply(super().forward(x))
+
+
+@pytest.mark.parametrize('kind', ['Rectified', 'Exponential'])
+def test_a_plugin_whose_output_is_changed_in_place(kind):
+    backbone = build(
+        'mmpose',
+        'ResNet18',
+        plugins=[dict(cfg=dict(type=kind), position='after_conv2')],
+    )
+    backbone(images())[-1].sum().backward()
+    block = backbone.layer4[1]
+    plugin = block.probe
+    assert plugin.weight.grad.any()
+    # the same gradient as without anything in place
+    x = torch.rand(2, 64, 4, 4)
+    block.eval()
+    g = torch.autograd.grad(block(x).sum(), plugin.weight)[0]
+    norm = copy.deepcopy(block.norm2)  # without the plugin
+    y = norm(block.conv2(block.relu(block.norm1(block.conv1(x)))))
+    out = (plugin(y) + x).relu()
+    expected = torch.autograd.grad(out.sum(), plugin.weight)[0]
+    torch.testing.assert_close(g, expected)

@@ -422,8 +422,8 @@ class TestWidths:
 
     def test_asked_for(self):
         message = (
-            r"plugins\[0\]\['modules'\]: the width of mix is not known: .*; "
-            r"give it inside cfg: cfg=dict\(type='Probe', in_channels=64\)"
+            r"plugins\[0\]\['modules'\]: the width of mix is not known: .*, "
+            r"give its C: cfg=dict\(type='Probe', in_channels=64\)"
         )
         with pytest.raises(ValueError, match=message):
             insert_plugins(Neck(), [probe('mix')])
@@ -592,6 +592,21 @@ def test_names_plugins_that_the_first_iteration_left_out(warnings):
     assert 'after_module.unused.probe. ' in warning
 
 
+def test_a_frozen_teacher_is_not_waited_for(monkeypatch):
+    """The hook of all optimizers goes after some steps."""
+    from mmpsa.plugins import usage
+
+    teacher, student = Neck(), Neck()
+    insert_plugins(teacher, [probe('conv')])
+    insert_plugins(student, [probe('conv')])
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    for _ in range(usage._PATIENCE):
+        assert usage._handle is not None
+        student([torch.rand(1, 8, 4, 4)])[0].sum().backward()
+        optimizer.step()
+    assert usage._handle is None and not usage._waiting
+
+
 class TestPluggable:
     def test_a_class_of_ones_own(self):
         @mmpsa.pluggable
@@ -604,7 +619,8 @@ class TestPluggable:
                 return self.conv(x)
 
         plain, own = Own(4), Own(width=4, plugins=[probe('conv', 3.0)])
-        assert type(own) is Own and not probes(plain)
+        assert isinstance(own, Own) and not probes(plain)
+        assert type(own).__name__ == 'Own' and type(plain) is Own
         plain.conv.load_state_dict(own.conv.state_dict())
         x = images()
         torch.testing.assert_close(own(x), 3 * plain(x))

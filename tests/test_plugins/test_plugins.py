@@ -24,10 +24,10 @@ from mmengine.model import (
     convert_sync_batchnorm,
     revert_sync_batchnorm,
 )
-from mmengine.utils import digit_version
 from torch import nn
 
 from mmpsa import insert_plugins
+from mmpsa.compatibility import release
 
 
 def probe(position, factor=1.0, **kwargs):
@@ -312,7 +312,7 @@ def test_trace(codebase, name):
 
 
 @pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.6.0'),
+    release(torch.__version__) < (2, 6, 0),
     reason='torch 2.1 cannot export a module with hooks of this kind',
 )
 @pytest.mark.parametrize(

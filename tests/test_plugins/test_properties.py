@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.model import revert_sync_batchnorm
 
-from mmpsa.plugins.sites import Sites
+from mmpsa.plugins.sites import SiteFinder
 from mmpsa.plugins.validation import POSITIONS
 
 # The others take seconds.
@@ -57,7 +57,10 @@ def cases(draw):
         for key, values in OPTIONS.items()
         if key in accepted
     }
-    found = {position: Sites(plain).at(position) for position in POSITIONS}
+    found = {
+        position: SiteFinder(plain).find_by_stage(position)
+        for position in POSITIONS
+    }
     position = draw(
         st.sampled_from(
             sorted(

@@ -17,7 +17,7 @@ from dev.small_backbones import BACKBONES
 from mmpsa import declare_block, insert_plugins
 from mmpsa.plugins.blocks import MODULES_INSTEAD
 from mmpsa.plugins.probing import find_widths
-from mmpsa.plugins.sites import Sites
+from mmpsa.plugins.sites import SiteFinder
 from mmpsa.plugins.validation import POSITIONS
 
 IN_BLOCKS = POSITIONS[:3]
@@ -44,7 +44,10 @@ def takes(backbone):
     """An entry for each position, at every stage that has it."""
     entries = []
     for position in POSITIONS:
-        stages = [bool(stage.sites) for stage in Sites(backbone).at(position)]
+        stages = [
+            bool(stage.sites)
+            for stage in SiteFinder(backbone).find_by_stage(position)
+        ]
         if any(stages):
             entries.append(probe(position, stages=stages))
     return entries
@@ -400,7 +403,7 @@ def test_a_block_without_expansion_has_no_first_position():
     entry = probe('after_conv1')
     with pytest.raises(
         ValueError,
-        match='layer1.0, a InvertedResidual, has no module .* for after_conv1',
+        match='layer1.0 .InvertedResidual. has no module .* for after_conv1',
     ):
         insert_plugins(backbone, [entry])
     backbone.layer2.append(backbone.layer1[0])
@@ -530,7 +533,9 @@ def test_not_where_a_recursive_pyramid_calls_blocks():
             insert_plugins(backbone, [probe(position)])
 
 
-def test_a_stage_that_would_run_its_children_holds_no_plugins():
+def test_a_stage_of_single_layers_holds_no_plugins():
+    """It would run them, and a runner may replace its layers."""
+
     class Backbone(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -542,9 +547,11 @@ def test_a_stage_that_would_run_its_children_holds_no_plugins():
             return self.layer1(x)
 
     backbone = Backbone()
-    with pytest.raises(ValueError, match='a Sequential of single layers'):
-        insert_plugins(backbone, [probe('after_stage')])
-    assert insert_plugins(backbone, [probe('output')])
+    names = insert_plugins(backbone, [probe('after_stage'), probe('output')])
+    assert names == [
+        'after_module.layer1.probeafter_stage',
+        'output.0.probeoutput',
+    ]
     run(backbone, images())
 
 

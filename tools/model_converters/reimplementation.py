@@ -80,11 +80,14 @@ def convert(weights, name='psa'):
             f'names like {next(iter(weights))}'
         )
     converted = OrderedDict()
-    # The versions of modules, which their loaders ask for.
-    converted._metadata = getattr(weights, '_metadata', {})
     for key, tensor in weights.items():
         path = '.'.join(key.split('.')[:-2])
         converted[renamed.get(path, path) + key[len(path) :]] = tensor
+    # The versions of modules, which their loaders ask for. That of the
+    # re-implementation, 1, tells a block to take 1 for its mask_scale.
+    converted._metadata = dict(getattr(weights, '_metadata', {}))
+    for path in renamed.values():
+        converted._metadata[path] = dict(version=1)
     return converted, renamed, left
 
 
@@ -104,7 +107,7 @@ def _is_block(weights, path):
         for layout in ('parallel', 'channel', 'spatial')
     )
     return any(
-        shapes == {key: t.shape for key, t in block.state_dict().items()}
+        shapes == {key: t.shape for key, t in block.named_parameters()}
         for block in blocks
     )
 

@@ -11,6 +11,8 @@
 #include <tuple>
 #include <vector>
 
+#include "contract.h"
+
 namespace {
 
 using at::Tensor;
@@ -21,16 +23,15 @@ std::tuple<Tensor, Tensor, Tensor> call_psa(
     const Tensor& x,
     at::TensorList weights,
     c10::string_view variant,
-    c10::string_view layout,
-    double mask_scale) {
+    c10::string_view layout) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("mmpsa::psa", "")
           .typed<std::tuple<Tensor, Tensor, Tensor>(
               const Tensor&, at::TensorList, c10::string_view,
-              c10::string_view, double)>();
+              c10::string_view)>();
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(x, weights, variant, layout, mask_scale);
+  return op.call(x, weights, variant, layout);
 }
 
 class PSA : public torch::autograd::Function<PSA> {
@@ -40,17 +41,18 @@ class PSA : public torch::autograd::Function<PSA> {
       const Tensor& x,
       at::TensorList weights,
       const std::string& variant,
-      const std::string& layout,
-      double mask_scale) {
-    auto [y, maps, vectors] =
-        call_psa(x, weights, variant, layout, mask_scale);
+      const std::string& layout) {
+    auto [y, maps, vectors] = call_psa(x, weights, variant, layout);
     variable_list saved = {x, maps, vectors};
     saved.insert(saved.end(), weights.begin(), weights.end());
+    if (Spec(variant, layout).has_mask_scale()) {
+      // The same memory, but others may write it before the backward.
+      saved.back() = saved.back().variable_data();
+    }
     context->save_for_backward(saved);
     context->mark_non_differentiable({maps, vectors});
     context->saved_data["variant"] = variant;
     context->saved_data["layout"] = layout;
-    context->saved_data["mask_scale"] = mask_scale;
     return {y, maps, vectors};
   }
 
@@ -61,16 +63,15 @@ class PSA : public torch::autograd::Function<PSA> {
             .findSchemaOrThrow("mmpsa::psa_backward", "")
             .typed<std::tuple<Tensor, std::vector<Tensor>>(
                 const Tensor&, const Tensor&, at::TensorList, const Tensor&,
-                const Tensor&, c10::string_view, c10::string_view, double)>();
+                const Tensor&, c10::string_view, c10::string_view)>();
     const variable_list saved = context->get_saved_variables();
     const std::string variant = context->saved_data["variant"].toStringRef();
     const std::string layout = context->saved_data["layout"].toStringRef();
-    const double mask_scale = context->saved_data["mask_scale"].toDouble();
     const at::TensorList weights = at::TensorList(saved).slice(3);
     const auto call = [&] {
       return op.call(
-          gradients[0], saved[0], weights, saved[1], saved[2], variant, layout,
-          mask_scale);
+          gradients[0], saved[0], weights, saved[1], saved[2], variant,
+          layout);
     };
     std::tuple<Tensor, std::vector<Tensor>> grads;
     if (at::GradMode::is_enabled()) {  // to be differentiated itself
@@ -82,7 +83,8 @@ class PSA : public torch::autograd::Function<PSA> {
     variable_list all = {std::get<0>(grads)};
     const auto& dweights = std::get<1>(grads);
     all.insert(all.end(), dweights.begin(), dweights.end());
-    all.resize(all.size() + 3);  // the spec has no gradients
+    // Neither mask_scale nor the spec has a gradient.
+    all.resize(1 + weights.size() + 2);
     return all;
   }
 };
@@ -91,13 +93,12 @@ std::tuple<Tensor, Tensor, Tensor> psa(
     const Tensor& x,
     at::TensorList weights,
     c10::string_view variant,
-    c10::string_view layout,
-    double mask_scale) {
+    c10::string_view layout) {
   if (!at::GradMode::is_enabled()) {
-    return call_psa(x, weights, variant, layout, mask_scale);
+    return call_psa(x, weights, variant, layout);
   }
-  const variable_list results = PSA::apply(
-      x, weights, std::string(variant), std::string(layout), mask_scale);
+  const variable_list results =
+      PSA::apply(x, weights, std::string(variant), std::string(layout));
   return {results[0], results[1], results[2]};
 }
 

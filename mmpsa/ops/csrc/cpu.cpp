@@ -18,6 +18,7 @@
 #include <tuple>
 #include <vector>
 
+#include "contract.h"
 #include "rows.h"
 
 namespace {
@@ -33,47 +34,12 @@ constexpr int64_t kLeastWork = 16 * 1024;  // elements that are worth a thread
 constexpr float kLarge = 1125899906842624.f;  // 2^50, as in algebra.py
 constexpr float kEps = 1e-5f;  // of LayerNorm
 
-// What a block computes, without its weights: mmpsa.ops.Spec.
-struct Spec {
-  bool official, has_channel, has_spatial, sequential;
-  float mask_scale;
-
-  Spec(c10::string_view variant, c10::string_view layout, double scale)
-      : official(variant == "official"),
-        has_channel(layout != "spatial"),
-        has_spatial(layout != "channel"),
-        sequential(layout == "sequential"),
-        mask_scale(scale) {}
-
-  // Whether the masks are multiplied, not added; one alone is, by ones.
-  bool product() const { return sequential || !has_channel || !has_spatial; }
-};
-
-// In the order of mmpsa.ops.Weights, without those of the value map.
-enum Name {
-  kChWq, kChBq, kChWv, kChBv, kChWz, kChBz, kGamma, kBeta,
-  kSpWq, kSpBq, kSpWv, kSpBv, kNames
-};
-
-// Those that a spec has.
-std::vector<Name> names_of(const Spec& spec) {
-  if (spec.official) return {kChWq, kChWv, kChWz, kSpWq, kSpWv};
-  std::vector<Name> names;
-  const int first = spec.has_channel ? kChWq : kSpWq;
-  const int last = spec.has_spatial ? kNames : kSpWq;
-  for (int name = first; name < last; ++name) names.push_back(Name(name));
-  return names;
-}
-
-// The weights, or their gradients, as float32.
+// The weights, or the gradients of those that have one, as float32.
 class Weights {
  public:
   Weights(const Spec& spec, at::TensorList tensors) {
     const auto names = names_of(spec);
-    TORCH_CHECK(
-        names.size() == tensors.size(), "expected ", names.size(),
-        " weights, got ", tensors.size());
-    for (size_t i = 0; i < names.size(); ++i) {
+    for (size_t i = 0; i < tensors.size(); ++i) {
       tensors_[names[i]] = tensors[i].to(at::kFloat).contiguous();
     }
   }
@@ -81,6 +47,10 @@ class Weights {
   float* operator[](Name name) const {
     const Tensor& tensor = tensors_[name];
     return tensor.defined() ? tensor.data_ptr<float>() : nullptr;
+  }
+
+  float mask_scale() const {
+    return tensors_[kMaskScale].defined() ? *(*this)[kMaskScale] : 1;
   }
 
   Matrix matrix(Name name) const {
@@ -481,7 +451,7 @@ void vectors_of(
           row[c] = normed[c] * weights[kGamma][c] + weights[kBeta][c];
         }
       }
-      sigmoids(row, spec.mask_scale, channel, channels);
+      sigmoids(row, weights.mask_scale(), channel, channels);
     }
   }
   if (!spec.has_spatial) return;
@@ -522,6 +492,7 @@ void vectors_of(
 // softmax of their logits, and the sigmoid reads a. Otherwise, a is not used.
 void spatial_masks(
     const Spec& spec,
+    float mask_scale,
     const Records& records,
     int64_t image,
     const float* logits,
@@ -534,7 +505,7 @@ void spatial_masks(
         1 / records(kFocusWeight, image), a, width);
     logits = a;
   }
-  sigmoids(logits, spec.mask_scale, masks, width);
+  sigmoids(logits, mask_scale, masks, width);
 }
 
 // y = X gated
@@ -542,6 +513,7 @@ template <class T>
 void gate(
     const Plan& plan,
     const Spec& spec,
+    float mask_scale,
     const Maps<T>& maps,
     const Records& records,
     float* logits,
@@ -562,7 +534,8 @@ void gate(
           maps.project(tile, records[kQuery][image], logit);
         }
         spatial_masks(
-            spec, records, image, logit, a.data(), mask.data(), width);
+            spec, mask_scale, records, image, logit, a.data(), mask.data(),
+            width);
         of_position = mask.data();
       }
       const float* outer = maps.by_channel() ? of_channel : of_position;
@@ -615,7 +588,9 @@ void forward(
         plan, maps, records, records[kQuery], 0, true, logits.spatial, kFocus,
         kFocusPeak, kFocusWeight, false);
   }
-  gate(plan, spec, maps, records, logits.spatial, Maps<T>(y));
+  gate(
+      plan, spec, weights.mask_scale(), maps, records, logits.spatial,
+      Maps<T>(y));
 }
 
 // The gradients of an image's vectors.
@@ -637,6 +612,7 @@ template <class T>
 void gate_backward(
     const Plan& plan,
     const Spec& spec,
+    float mask_scale,
     const Maps<T>& maps,
     const Maps<T>& gradients,
     const Records& records,
@@ -665,14 +641,14 @@ void gate_backward(
         dlogit = dlogits + place;
         std::fill_n(dlogit, width, 0);
         spatial_masks(
-            spec, records, image, logits + place, a.data(), mask.data(),
-            width);
+            spec, mask_scale, records, image, logits + place, a.data(),
+            mask.data(), width);
         if (spec.sequential) of_position = mask.data();
       }
       maps.products(tile, g, of_channel, of_position, dchannel, dlogit);
       if (!spec.has_spatial) continue;
       for (int64_t j = 0; j < width; ++j) {
-        dlogit[j] *= mask[j] * (1 - mask[j] / spec.mask_scale);
+        dlogit[j] *= mask[j] * (1 - mask[j] / mask_scale);
         // weighted, where the logits went through a softmax
         if (spec.official) dlogit[j] *= a[j];
         dbias += dlogit[j];
@@ -747,11 +723,12 @@ void vectors_backward(
   }
   if (!spec.has_channel) return;
   const Matrix wv = weights.matrix(kChWv), wz = weights.matrix(kChWz);
+  const float mask_scale = weights.mask_scale();
   for (int64_t n = 0; n < images; ++n) {
     const float* channel = records[kChannel][n];
     float* dz = of.channel[n];
     for (int64_t c = 0; c < channels; ++c) {
-      dz[c] *= channel[c] * (1 - channel[c] / spec.mask_scale);
+      dz[c] *= channel[c] * (1 - channel[c] / mask_scale);
     }
   }
   if (!spec.official) {
@@ -802,6 +779,7 @@ void input_backward(
     const Maps<T>& dx,
     float* dquery) {
   Vector parts(plan.images * plan.spans * plan.channels);
+  const float mask_scale = weights.mask_scale();
   const int64_t longest = std::max(plan.channels, plan.width);
   const Vector ones(longest, 1), zeros(longest, 0);
   for (int64_t n = 0; n < plan.images; ++n) {
@@ -825,8 +803,8 @@ void input_backward(
       const int64_t place = image * plan.positions + p;
       if (spec.has_spatial) {
         spatial_masks(
-            spec, records, image, logits.spatial + place, a.data(),
-            mask.data(), width);
+            spec, mask_scale, records, image, logits.spatial + place,
+            a.data(), mask.data(), width);
         of_position[0] = mask.data();
         of_position[2] = dlogits + place;
         if (spec.official) {
@@ -887,8 +865,8 @@ void backward(
   Gradients vectors(plan);
   Vector dlogits(spec.has_spatial ? plan.images * plan.positions : 0);
   gate_backward(
-      plan, spec, maps, gradients, records, logits.spatial, dlogits.data(),
-      vectors);
+      plan, spec, weights.mask_scale(), maps, gradients, records,
+      logits.spatial, dlogits.data(), vectors);
   vectors_backward(plan, spec, weights, records, vectors, dweights);
   input_backward(
       plan, spec, weights, maps, gradients, records, logits, dlogits.data(),
@@ -906,9 +884,9 @@ std::tuple<Tensor, Tensor, Tensor> psa(
     const Tensor& input,
     at::TensorList weights,
     c10::string_view variant,
-    c10::string_view layout,
-    double mask_scale) {
-  const Spec spec(variant, layout, mask_scale);
+    c10::string_view layout) {
+  const Spec spec(variant, layout);
+  check_forward(input, weights, spec);
   const Tensor x = dense(input);
   const auto wide = x.options().dtype(at::kFloat).memory_format(
       at::MemoryFormat::Contiguous);
@@ -931,22 +909,26 @@ std::tuple<Tensor, std::vector<Tensor>> psa_backward(
     const Tensor& maps,
     const Tensor& vectors,
     c10::string_view variant,
-    c10::string_view layout,
-    double mask_scale) {
-  const Spec spec(variant, layout, mask_scale);
+    c10::string_view layout) {
+  const Spec spec(variant, layout);
+  check_forward(input, weights, spec);
+  check_backward(
+      gradient, input, maps, vectors, spec, Records::size(input.size(1)));
   const Tensor x = dense(input);
   const Tensor g = gradient.contiguous(
       x.is_contiguous() ? at::MemoryFormat::Contiguous
                         : at::MemoryFormat::ChannelsLast);
   Tensor dx = at::empty_like(x);
   std::vector<Tensor> dweights;
-  for (const Tensor& weight : weights) {
+  const at::TensorList learnt =
+      weights.slice(0, weights.size() - spec.has_mask_scale());
+  for (const Tensor& weight : learnt) {
     dweights.push_back(
         at::empty(weight.sizes(), weight.options().dtype(at::kFloat)));
   }
   const Weights all(spec, weights), gradients(spec, dweights);
   (x.scalar_type() == at::kFloat ? backward<float> : backward<BFloat16>)(
-      g, x, spec, all, maps, vectors, dx, gradients);
+      g, x, spec, all, maps.contiguous(), vectors.contiguous(), dx, gradients);
   for (size_t i = 0; i < dweights.size(); ++i) {
     dweights[i] = dweights[i].to(weights[i].scalar_type());
   }
