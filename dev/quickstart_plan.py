@@ -10,3 +10,4 @@ arms = dict(
 )
 seeds = [0, 1, 2]
 metric = 'mIoU'
+options = dict(train_cfg=dict(val_interval=125))

@@ -207,7 +207,8 @@ class Report:
                 (flops, cost['flops'] or np.nan),
                 (test, cost['test']),
             ):
-                ax.errorbar(x, np.mean(ys), np.std(ys), fmt='o', **style)
+                deviation = np.std(ys, ddof=len(ys) > 1)
+                ax.errorbar(x, np.mean(ys), deviation, fmt='o', **style)
             if arm in self.differences:
                 xs, mean, _, low, high, _ = self.differences[arm]
                 label = [f'{arm}\n{self.gain(arm)}'] * len(xs)

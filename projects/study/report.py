@@ -51,12 +51,11 @@ def fill(text):
 
 
 def main():
-    """Bring the pages and pictures up to date."""
+    """Bring the pages, and the pictures that they have, up to date."""
     for page in (REPO / name for name in PAGES):
         page.write_text(fill(page.read_text()))
-    for path in STUDY.glob('light_*/results.json'):
-        name = path.parent.name
-        report_of(name).draw(REPO / f'docs/images/{name}.png')
+    for path in REPO.glob('docs/images/light_*.png'):
+        report_of(path.stem).draw(path)
 
 
 if __name__ == '__main__':
