@@ -9,7 +9,7 @@ BLOCK = .venv-torch$(TORCH)
 PYTEST = $(VENV)/bin/pytest -n 2 --dist worksteal
 
 .PHONY: help env lock quickstart benchmark test test-slow test-block sanitize \
-  upstream-tests lint format docs wheel zoo-check clean
+  upstream-tests lines lint format docs wheel zoo-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,6 +54,11 @@ upstream-tests: env  ## run upstream's tests, without and with mmpsa
 
 lint: env  ## check style, format and types, as pre-commit does
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH pre-commit run --all-files
+
+LINES = mmpsa/plugins/*.py mmpsa/ops/[!t]*.py mmpsa/ops/triton*.py mmpsa/compare/*.py \
+  mmpsa/**/*.py dev/*.py requirements/*.py benchmarks/*.py projects/study/*.py tests/**/*.py
+lines:  ## count lines of code
+	@$(PYTHON) dev/count_lines.py $(foreach pattern,$(LINES),'$(pattern)')
 
 format: env  ## fix style and format
 	.venv/bin/python -m ruff check --fix

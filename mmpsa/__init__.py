@@ -18,12 +18,7 @@ __all__ = [
     'pluggable',
 ]
 
-# `python -m mmpsa` imports this package before it runs mmpsa/__main__.py;
-# sys.argv[0] is '-m' until then. __main__.py has to report why the imports
-# below fail, so they are skipped here and __main__.py runs them.
-# (Python 3.8 and 3.9 have no sys.orig_argv: they run the imports here.)
-_argv = getattr(sys, 'orig_argv', [])
-if sys.argv[:1] != ['-m'] or ('-m', 'mmpsa') not in zip(_argv, _argv[1:]):
+try:
     from .compatibility import (
         allow_checkpoint_classes,
         check_versions,
@@ -54,3 +49,12 @@ if sys.argv[:1] != ['-m'] or ('-m', 'mmpsa') not in zip(_argv, _argv[1:]):
 
     # So that type='mmpsa.PSA' names the block as type='PSA' does.
     PSA = PolarizedSelfAttention
+except Exception as _error:
+    # `python -m mmpsa` imports this package before it runs __main__.py, which
+    # has to report the error. Until then, sys.argv[0] is '-m'.
+    if sys.argv[:1] != ['-m']:
+        raise
+    _failure = _error
+
+    def __getattr__(name):
+        raise _failure

@@ -3,7 +3,7 @@
 Run it for a bug report, or first on a new GPU. It prints the versions and the
 backends, and says why a backend is missing. It compares the output and the
 gradients of each backend with the reference. The exit status is 1 if something
-is wrong. From Python 3.10 on, it also runs where ``import mmpsa`` fails.
+is wrong. It also runs where ``import mmpsa`` fails.
 """
 
 import importlib
@@ -184,8 +184,7 @@ def main():
     """
     fine = show_versions()
     try:
-        # At `python -m mmpsa`, nothing of it is imported yet.
-        importlib.reload(mmpsa)
+        mmpsa.PSA
     except Exception as error:
         show('mmpsa', f'does not import, {text_of(error)}')
         return 1

@@ -28,6 +28,12 @@ except ModuleNotFoundError as error:
 
 from .version import CODEBASES, OLDEST_TORCH, VERSIONS
 
+# torch 2.1 has it elsewhere.
+if hasattr(torch.compiler, 'is_compiling'):
+    from torch.compiler import is_compiling  # noqa: F401
+else:
+    from torch._utils import is_compiling  # noqa: F401
+
 # Distributions that bring the same package.
 DISTRIBUTIONS = {
     'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
@@ -159,22 +165,19 @@ def warn_of_mmcv(codebase: str) -> None:
             installed.
     """
     mmcv = installed_version('mmcv')
-    path = find_spec(codebase).origin
     # The newest mmcv that its authors knew, by the name that they gave it.
     limit = re.search(
-        "^(MMCV_MAX|mmcv_maximum_version) = '(.+)'",
-        Path(path).read_text(),
+        "^(?:MMCV_MAX|mmcv_maximum_version) = '(.+)'",
+        Path(find_spec(codebase).origin).read_text(),
         re.MULTILINE,
     )
     if mmcv is None:
         reason = f'there is no mmcv; {INSTALL_MMCV}'
     # As the codebase itself compares them.
-    elif limit and digit_version(mmcv) >= digit_version(limit[2]):
-        above = VERSIONS['mmcv'][1]
+    elif limit and digit_version(mmcv) >= digit_version(limit[1]):
         reason = (
-            f'it refuses mmcv {mmcv}, although this mmcv works. Raise the '
-            'limit: '
-            f'sed -i "s/^{limit[1]} = .*/{limit[1]} = \'{above}\'/" {path}'
+            f'it refuses mmcv {mmcv}, although this mmcv works. mmpsa says in '
+            'docs/versions.md how to raise the limit'
         )
     else:
         return

@@ -22,9 +22,11 @@ from mmpsa.ops import (
     polarized_self_attention,
     reference,
 )
-from mmpsa.ops.operator import log_backend
+from mmpsa.ops.checks import dtype_remedy
+from mmpsa.ops.choice import log_backend
+from mmpsa.ops.flops import register_flops
 from mmpsa.ops.reference import Layers
-from mmpsa.ops.spec import dtype_remedy, named, without_autocast
+from mmpsa.ops.spec import named, without_autocast
 
 # Parameters by which a block is known in a state dict, and its variant.
 SIGNATURES = {
@@ -68,10 +70,11 @@ class PolarizedSelfAttention(BaseModule):
             ``mask_scale``, 1 or 2, which these layouts always have. A block
             takes it from the state dict that it loads. So weights compute the
             same function wherever they are loaded. Default: False.
-        backend (str, optional): The backend to use if it can serve: one of
-            :data:`mmpsa.ops.BACKENDS`. Without it, the environment variable
-            ``MMPSA_BACKEND`` counts when the block is built. Without either,
-            the block takes the fastest. Default: None.
+        backend (str, optional): The backend to prefer, one of
+            :data:`mmpsa.ops.BACKENDS`. Where it cannot serve an input, the
+            log warns and names the one that does. Without it, the
+            environment variable ``MMPSA_BACKEND`` counts when the block is
+            built. Without either, the block takes the fastest. Default: None.
         init_cfg (dict or list[dict], optional): As in
             :class:`mmengine.model.BaseModule`. It is applied after the
             block's own initialisation. Default: None.
@@ -94,6 +97,10 @@ class PolarizedSelfAttention(BaseModule):
     # 2: where the layout has a mask_scale, the state dict has it too. Before,
     # a state dict had it only if it was not 1.
     _version = 2
+
+    def __new__(cls, *args, **kwargs):  # also of copies and of pickles
+        register_flops()
+        return super().__new__(cls)
 
     def __init__(
         self,

@@ -12,3 +12,7 @@ torch.set_num_threads(1)
 # Without a GPU, Triton's kernels are interpreted; it reads this at import.
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'
+
+import triton_operators  # noqa: E402
+
+triton_operators.install()

@@ -1,6 +1,7 @@
 """Versions, lazy registration, and checkpoints under weights_only."""
 
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,7 @@ from mmengine.logging import MessageHub
 
 from mmpsa import compatibility
 from mmpsa.compatibility import release
-from mmpsa.ops import operator
+from mmpsa.ops import availability
 from mmpsa.version import CODEBASES, VERSIONS
 
 
@@ -148,7 +149,7 @@ def test_configs_of_forks_are_found(installed, monkeypatch):
 def test_a_codebase_that_refuses_mmcv_22(
     codebase, limit, package, tmp_path, monkeypatch
 ):
-    """The command of the warning makes it accept that mmcv."""
+    """The commands of the page make it accept that mmcv."""
     text = Path(find_spec(codebase).origin).read_text()
     if limit not in text:
         pytest.skip('the fork has no such limit')
@@ -160,10 +161,15 @@ def test_a_codebase_that_refuses_mmcv_22(
         compatibility.warn_of_mmcv(codebase)
     (message,) = [str(w.message) for w in warned]
     assert f'{codebase} will not import: it refuses mmcv 2.2.0' in message
-    command = message[message.index('sed -i') :]
-    subprocess.run(command, shell=True, check=True)
+    assert 'docs/versions.md how to raise the limit' in message
+    page = Path(__file__).parents[1] / 'docs/versions.md'
+    (command,) = re.findall(
+        rf'^sed -i .* {codebase}/.*', page.read_text(), re.M
+    )
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     assert init.read_text() == text.replace(
-        f"{limit} = '2.2.0'", f"{limit} = '2.4.0'"
+        f"{limit} = '2.2.0'",
+        f"{limit} = '{compatibility.VERSIONS['mmcv'][1]}'",
     )
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -213,16 +219,16 @@ def test_torch_of_an_nvidia_container():
         'import torch\n'
         "torch.__version__ = '2.4.0a0+3bcc3cddb5.nv24.07'\n"
         'import io, mmpsa\n'
-        'from mmpsa.ops import operator\n'
+        'from mmpsa.ops import availability\n'
         'from mmengine.logging import HistoryBuffer\n'
         'file = io.BytesIO()\n'
         'torch.save(HistoryBuffer([1.0], [1]), file)\n'
         'file.seek(0)\n'
         'history = torch.load(file, weights_only=True)\n'
-        'print(operator._HAS_TRITON, history.mean())\n'
+        'print(availability.MISSING["triton"], history.mean())\n'
     )
     assert result.stdout.splitlines()[-1:] == [
-        f'{operator._HAS_TRITON} 1.0'
+        f'{availability.MISSING["triton"]} 1.0'
     ], result.stderr
 
 
@@ -239,7 +245,6 @@ def test_what_is_missing_is_named(name):
 def test_block_without_mmcv():
     code = (
         'import mmpsa, torch, sys\n'
-        'print(mmpsa.PSA(4)(torch.ones(1, 4, 2, 2)).shape)\n'
         'plugin = dict(cfg=dict(type="PSA"), position="after_stage")\n'
         'class Backbone(torch.nn.Module):\n'
         '    def __init__(self):\n'
@@ -248,11 +253,14 @@ def test_block_without_mmcv():
         '        self.layer2 = torch.nn.Conv2d(8, 8, 1)\n'
         '    def forward(self, x):\n'
         '        return self.layer2(self.layer1(x))\n'
-        'mmpsa.insert_plugins(Backbone(), [plugin])\n'
+        'backbone = Backbone()\n'
+        'mmpsa.insert_plugins(backbone, [plugin])\n'
+        'print(backbone(torch.ones(1, 3, 2, 2)).shape)\n'
+        'print([*dict(backbone.named_modules())])\n'
     )
     result = python(code, hidden=('mmcv',))
-    assert 'torch.Size([1, 4, 2, 2])' in result.stdout, result.stderr
-    assert 'ImportError: plugins are built by mmcv' in result.stderr
+    assert 'torch.Size([1, 8, 2, 2])' in result.stdout, result.stderr
+    assert "'after_module.layer1.psa', 'after_module" in result.stdout
     for name in compatibility.installed_codebases():
         assert f'{name} will not import: there is no mmcv; ' in result.stderr
 

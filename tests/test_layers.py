@@ -311,9 +311,10 @@ def test_the_log_says_layers():
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     try:
-        from mmpsa.ops import operator
+        from mmpsa.ops import choice
 
-        operator._log.cache_clear()
+        choice._LOGGED.clear()
+        choice._log.cache_clear()
         hooked(make_block('paper', 'channel', CHANNELS))(images())
     finally:
         logger.removeHandler(handler)

@@ -1,14 +1,8 @@
 """PSA as a function of tensors, by several backends."""
 
-from .operator import (
-    BACKENDS,
-    Masks,
-    backends,
-    check_backend,
-    choose_backend,
-    masks,
-    polarized_self_attention,
-)
+from .availability import BACKENDS, backends
+from .choice import check_backend, choose_backend
+from .function import Masks, masks, polarized_self_attention
 from .spec import LAYOUTS, Spec, Weights
 
 __all__ = [

@@ -20,28 +20,22 @@ sequential code, whose softmax runs over positions. Shapes: X is N×C×P,
 M = max(C // 2, 1).
 """
 
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from .spec import Spec, Weights, scaled
 
-# Values up to this are normalised and projected as they are. Beyond it they
-# are scaled down first: their squares and products would overflow float32.
-_LARGE = 2.0**50
-
 
 class Query(NamedTuple):
     """The logits of the spatial mask are ``vector · x_p + bias``.
 
-    With a ``scale``, multiply the logits by it and take the softmax over
-    positions before the sigmoid.
+    In the authors' code, a softmax over positions follows.
     """
 
     vector: Tensor  # N×C
     bias: Optional[Tensor]  # N×1
-    scale: Optional[Tensor]  # N×1
 
 
 def channel_mask(context: Tensor, weights: Weights, spec: Spec) -> Tensor:
@@ -80,12 +74,10 @@ def spatial_query(mean: Tensor, weights: Weights, spec: Spec) -> Query:
     w = weights
     q = _linear(mean, w.sp_wq, w.sp_bq)  # N×M
     if spec.variant == 'official':
-        # Here the query grows with x, so that the logits grow with its square.
-        vector, scale = _scale_down(q @ matrix(w.sp_wv, q))
-        return Query(vector, None, scale)
+        return Query(q @ matrix(w.sp_wv, q), None)
     q = q.softmax(-1)
     bias = q @ w.sp_bv.to(q.dtype)[:, None]
-    return Query(q @ matrix(w.sp_wv, q), bias, None)
+    return Query(q @ matrix(w.sp_wv, q), bias)
 
 
 def value_map_logits(
@@ -121,15 +113,7 @@ def _linear(x, weight, bias):
 
 
 def _layer_norm(z, weight, bias):
-    """LayerNorm over the last dimension of an N×K tensor, of any magnitude."""
-    z, _ = _scale_down(z)
+    """LayerNorm over the last dimension of an N×K tensor."""
     weight, bias = (t.to(z.dtype).flatten() for t in (weight, bias))
     # The weight's shape is a constant in ONNX, that of z may not be.
     return F.layer_norm(z, weight.shape, weight, bias)
-
-
-def _scale_down(z: Tensor) -> Tuple[Tensor, Tensor]:
-    """Scale the rows of an N×K tensor below ``_LARGE``; return the factors."""
-    peak = z.detach().abs().amax(-1, keepdim=True)
-    scale = (peak / _LARGE).clamp_min(1)
-    return z / scale, scale

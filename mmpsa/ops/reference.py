@@ -3,7 +3,7 @@
 `Polarized Self-Attention: Towards High-quality Pixel-wise Regression
 <https://arxiv.org/abs/2107.00782>`_, section 3.2, and the arithmetic of the
 authors' released code (``PSA_p``, ``PSA_s``). Every map of the equations
-exists here. :mod:`mmpsa.ops.torch_kernels` computes the same numbers without
+exists here. :mod:`mmpsa.ops.composite` computes the same numbers without
 most of them. Shapes: X is N×C×H×W, P = H·W, M = max(C // 2, 1).
 
 The equations call layers. These are functions of the weights, or the layers of

@@ -149,43 +149,9 @@ def named(tensors: List[Tensor], spec: Spec) -> Weights:
     return Weights(**dict(zip(shapes(spec, 0), tensors)))
 
 
-def check_weights(x: Tensor, tensors: List[Tensor], spec: Spec) -> None:
-    """Refuse weights that are not those of a spec.
-
-    Args:
-        x (Tensor): N×C×H×W, the input.
-        tensors (list[Tensor]): The weights in order, without those that
-            ``spec`` does not have.
-        spec (Spec): What to compute.
-
-    Raises:
-        RuntimeError: If their number, or the shape, dtype or device of one,
-            is another than ``spec`` and ``x`` ask for; or if ``mask_scale``
-            requires a gradient.
-    """
-    channels = x.shape[1]
-    expected = shapes(spec, channels)
-    if len(tensors) != len(expected):
-        raise RuntimeError(
-            f'weights must be {len(expected)} tensors for {spec}, '
-            f'{", ".join(expected)}, got {len(tensors)}'
-        )
-    for tensor, (name, shape) in zip(tensors, expected.items()):
-        if tensor.shape != shape:
-            raise RuntimeError(
-                f'{name} must be of shape {shape} for {spec} and {channels} '
-                f'channels, got {tuple(tensor.shape)}'
-            )
-        if not tensor.is_floating_point():
-            raise RuntimeError(
-                f'{name} must be of a floating-point dtype, got {tensor.dtype}'
-            )
-        _check_device(tensor, name, x)
-        if name == 'mask_scale' and tensor.requires_grad:
-            raise RuntimeError(
-                'mask_scale must not require a gradient, because no backend '
-                'computes one; keep it a buffer'
-            )
+def given(weights: Weights) -> List[Tensor]:
+    """The weights as the operator takes them: those that are there."""
+    return [weight for weight in weights if weight is not None]
 
 
 class Result(NamedTuple):
@@ -205,82 +171,6 @@ def scaled(mask: Tensor, mask_scale: Optional[Tensor]) -> Tensor:
     return mask * mask_scale.detach().clone()
 
 
-def check_forward(
-    x: Tensor,
-    tensors: List[Tensor],
-    spec: Spec,
-    dtypes: Tuple[torch.dtype, ...],
-) -> None:
-    """Refuse what the kernels of ``mmpsa::psa`` cannot read safely.
-
-    ``csrc/contract.h`` is the same for the kernels in C++.
-
-    Args:
-        x (Tensor): The input.
-        tensors (list[Tensor]): The weights, as the operator takes them.
-        spec (Spec): What to compute.
-        dtypes (tuple[torch.dtype]): Those of ``x`` that have kernels.
-
-    Raises:
-        RuntimeError: If one of the arguments is not as it must be.
-    """
-    try:
-        spec.check()
-    except ValueError as error:  # torch's operators raise RuntimeError
-        raise RuntimeError(str(error)) from None
-    if spec.has_value_map:
-        raise RuntimeError(f'{spec} has no kernel')
-    if x.dim() != 4:
-        raise RuntimeError(f'x must be of shape N×C×H×W, got {tuple(x.shape)}')
-    for size in x.shape:
-        # Not an `if`: where sizes are symbols, it may have no answer yet.
-        torch._check(
-            size > 0,
-            lambda: f'x must have elements, got shape {tuple(x.shape)}',
-        )
-    if x.dtype not in dtypes:
-        raise RuntimeError(f'x must be of one of {dtypes}, got {x.dtype}')
-    check_weights(x, tensors, spec)
-
-
-def check_backward(
-    g: Tensor, x: Tensor, maps: Tensor, vectors: Tensor, spec: Spec
-) -> None:
-    """Refuse the same of ``mmpsa::psa_backward``, beside the forward's.
-
-    Args:
-        g (Tensor): The gradient of the output.
-        x (Tensor): The input, which has been checked.
-        maps (Tensor): What the forward returned.
-        vectors (Tensor): What the forward returned.
-        spec (Spec): What to compute.
-
-    Raises:
-        RuntimeError: If one of the arguments is not as it must be.
-    """
-    images, channels, height, width = x.shape
-    masks = spec.has_channel + spec.has_spatial
-    for name, tensor, shape, dtype in (
-        ('g', g, tuple(x.shape), x.dtype),
-        ('maps', maps, (masks, images, height * width), torch.float32),
-        ('vectors', vectors, (images, 8 * channels + 8), torch.float32),
-    ):
-        if tensor.shape != shape or tensor.dtype != dtype:
-            raise RuntimeError(
-                f'{name} must be of shape {shape} and {dtype}, got '
-                f'{tuple(tensor.shape)} and {tensor.dtype}'
-            )
-        _check_device(tensor, name, x)
-
-
-def _check_device(tensor, name, x):
-    if tensor.device != x.device:
-        raise RuntimeError(
-            f'{name} must be on the device of x, {x.device}, got '
-            f'{tensor.device}'
-        )
-
-
 def result_like(x: Tensor) -> Tensor:
     """An empty tensor for the gated ``x``, NCHW or channels_last."""
     if x.is_contiguous(memory_format=torch.channels_last):
@@ -296,13 +186,3 @@ def without_autocast(x: Tensor):
         # This torch has no autocast for the device, so none to leave: `meta`
         # never has, and an older torch knows fewer devices.
         return nullcontext()
-
-
-def dtype_remedy(x: Tensor) -> str:
-    """The end of an error: what to do with an input of no floating dtype."""
-    if x.is_quantized:
-        return (
-            '. PSA computes in floating point: set psa.qconfig = None before '
-            'you prepare the model, and dequantise in front of the block'
-        )
-    return '; convert it with x.float()'

@@ -10,9 +10,9 @@ passes, one program for each image adds up its spans and computes its vectors,
 by the equations of :mod:`mmpsa.ops.algebra`. The vectors that are kept have
 the layout of ``csrc/cpu.cpp``.
 
-``operator.py`` calls :func:`psa` and :func:`psa_backward` with arguments that
-it has checked, and compares their first results with plain torch. So they need
-no checks, and whatever Triton or CUDA raises may pass through.
+``registration.py`` calls :func:`psa` and :func:`psa_backward` with arguments
+that it has checked, and compares their first results with plain torch. So they
+need no checks, and whatever Triton or CUDA raises may pass through.
 """
 
 from typing import List, NamedTuple, Tuple
@@ -36,11 +36,10 @@ _MOST_SPLITS = 256
 _ROWS, _COLUMNS = 32, 128
 
 # The vectors of an image, C numbers each, and the scalars behind them.
-_CONTEXT, _MEAN, _VALUE, _NORMED, _CHANNEL, _SOFTMAX, _BASE, _QUERY = (
-    tl.constexpr(i) for i in range(8)
+_CONTEXT, _MEAN, _VALUE, _NORMED, _CHANNEL, _SOFTMAX, _BASE, _QUERY, _FOCUS = (
+    tl.constexpr(i) for i in range(9)
 )
-_FOCUS = _NORMED  # the authors' code has no LayerNorm here
-_SLOTS = tl.constexpr(8)
+_SLOTS = tl.constexpr(9)
 _PEAK, _WEIGHT, _BIAS, _DEVIATION, _SCALE, _FOCUS_PEAK, _FOCUS_WEIGHT = (
     tl.constexpr(i) for i in range(7)
 )
@@ -173,7 +172,7 @@ def psa(
     plan = _plan(x)
     masks = spec.has_channel + spec.has_spatial
     maps = x.new_empty(masks, images, positions, dtype=torch.float32)
-    vectors = maps.new_empty(images, 8 * channels + 8)
+    vectors = maps.new_empty(images, 9 * channels + 8)
     sums = maps.new_empty(images, plan.splits, 2, channels)
     peaks = maps.new_empty(images, plan.splits, 2)
     attention, spatial = _logits(maps, spec)

@@ -243,7 +243,7 @@ def why_no_position(block: nn.Module, position: str) -> str:
     kind = type(block).__name__
     if position in declared:
         return f'has no module {declared[position].child!r} for {position}'
-    found = ' and '.join(positions_of(block))
+    found = ', '.join(positions_of(block))
     if position != AFTER_3X3:
         return f'has {found}'
     if declared is _SC_BOTTLENECK:

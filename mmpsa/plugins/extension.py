@@ -47,6 +47,9 @@ def _extended(mixin, cls):
         def forward(self, *args, **kwargs):
             return mixin.forward(self, *args, **kwargs)
 
+        # torch.compile limits how often it compiles the same code, and other
+        # classes would count.
+        forward.__code__ = forward.__code__.replace()
         namespace['forward'] = forward
     return type(plain.__name__, (mixin, cls), namespace)
 

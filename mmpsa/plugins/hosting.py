@@ -6,7 +6,7 @@ from operator import attrgetter
 from torch import nn
 from torch.fx import Proxy
 
-from mmpsa.ops.operator import is_compiling
+from mmpsa.compatibility import is_compiling
 
 from .blocks import CONV_POSITIONS
 from .extension import Extension, extend

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import triton_operators
 from helpers import AUTOCAST_DTYPES, KINDS, make_block
 from torch._dynamo.backends.debugging import aot_eager
 from torch.autograd import forward_ad, gradgradcheck
@@ -16,7 +17,17 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpsa import PSA
 from mmpsa.compatibility import release
-from mmpsa.ops import BACKENDS, backends, operator, reference
+from mmpsa.ops import (
+    BACKENDS,
+    availability,
+    backends,
+    choice,
+    composite,
+    function,
+    polarized_self_attention,
+    reference,
+    safety_net,
+)
 
 VALUE_MAP = ('official', 'sequential')
 COLLAPSED = [kind for kind in KINDS if kind != VALUE_MAP]
@@ -59,9 +70,7 @@ def test_unknown_backend_is_refused(monkeypatch):
         PSA(4)
     block = PSA(4, backend='torch')
     with pytest.raises(ValueError, match=f'^backend {allowed}'):
-        operator.polarized_self_attention(
-            images(4), block.weights, block.spec, 'cuda'
-        )
+        polarized_self_attention(images(4), block.weights, block.spec, 'cuda')
 
 
 @pytest.mark.parametrize('variant, layout', KINDS)
@@ -79,8 +88,8 @@ def test_reference_runs_the_equations(monkeypatch):
     expected = reference.polarized_self_attention(
         images(), block.weights, block.spec
     )
-    monkeypatch.setattr(operator, 'torch_kernels', None)
-    monkeypatch.setattr(operator, '_OPS', None)
+    monkeypatch.setattr(function, 'composite', None)
+    monkeypatch.setattr(function, 'OPERATORS', {})
     assert torch.equal(block(images()), expected)
 
 
@@ -118,44 +127,81 @@ def test_triton_hands_on_what_it_cannot_serve(kind, x):
 
 
 def test_without_triton_and_extension_torch_serves(monkeypatch):
-    monkeypatch.setattr(operator, '_HAS_TRITON', False)
-    monkeypatch.setattr(operator, '_CPP_MISSING', 'was not built')
+    monkeypatch.setitem(availability.MISSING, 'triton', 'no Triton')
+    monkeypatch.setitem(availability.MISSING, 'cpp', 'was not built')
     block = make_block('paper', 'parallel', 8, backend='triton')
     assert block.served_by(images()) == 'torch'
     assert block(images()).isfinite().all()
 
 
-def test_warns_once_of_a_missing_extension(monkeypatch):
-    lines = []
+@pytest.fixture
+def said(monkeypatch):
+    """The lines of the log, by level."""
+    lines = {logging.DEBUG: [], logging.WARNING: []}
     monkeypatch.setattr(
-        operator,
+        choice,
         'print_log',
-        lambda line, logger, level: lines.append((level, line)),
+        lambda line, logger, level: lines[level].append(line),
     )
-    monkeypatch.setattr(operator, '_CPP_MISSING', 'was not built: build it')
-    operator._log.cache_clear()
-    operator._warn_of_missing_extension.cache_clear()
+    monkeypatch.setattr(choice, '_LOGGED', set())
+    choice._log.cache_clear()
+    yield lines
+    choice._log.cache_clear()
+
+
+def test_warns_once_of_a_missing_extension(said, monkeypatch):
+    monkeypatch.setitem(availability.MISSING, 'cpp', 'was not built: build it')
     make_block('paper', 'parallel', 8, backend='torch')(images())
     make_block('paper', 'parallel', 8)(images()[:0])
-    assert not [line for level, line in lines if level == logging.WARNING]
-    for batch in (2, 1):
-        make_block('paper', 'parallel', 8)(images()[:batch])
-    (line,) = [line for level, line in lines if level == logging.WARNING]
+    make_block('paper', 'parallel', 8)(images(dtype=torch.float16))
+    make_block(*VALUE_MAP, 8)(images())
+    assert said[logging.WARNING] == []
+    for layout in ('parallel', 'sequential', 'parallel'):
+        make_block('paper', layout, 8)(images())
+    (line,) = said[logging.WARNING]
     assert 'was not built: build it' in line
-    operator._warn_of_missing_extension.cache_clear()
 
 
-def test_log_says_once_which_ran(monkeypatch):
-    lines = []
-    monkeypatch.setattr(
-        operator, 'print_log', lambda line, **kwargs: lines.append(line)
-    )
-    operator._log.cache_clear()
+@pytest.mark.parametrize(
+    'backend, kind, x, reason',
+    [
+        ('cpp', ('paper', 'parallel'), images(dtype=torch.float64), 'bfloat'),
+        ('triton', ('paper', 'parallel'), images(2049), 'up to 2048 channels'),
+        ('cpp', VALUE_MAP, images(), 'has no kernels'),
+        (
+            'reference',
+            ('paper', 'parallel'),
+            images(dtype=torch.bfloat16),
+            'float32 and float64, with weights of that dtype',
+        ),
+    ],
+)
+def test_warns_once_of_a_backend_that_cannot_serve(
+    backend, kind, x, reason, said
+):
+    if backends()[backend] is not None:
+        pytest.skip(backends()[backend])
+    block = make_block(*kind, x.shape[1], backend=backend)
+    for _ in range(2):
+        block(x)
+    (line,) = said[logging.WARNING]
+    assert f'as {backend} cannot serve it: ' in line and reason in line
+    assert f': {block.served_by(x)} backend' in line
+
+
+def test_warns_of_a_backend_that_is_missing(said, monkeypatch):
+    monkeypatch.setitem(availability.MISSING, 'cpp', 'was not built: build it')
+    make_block('paper', 'parallel', 8, backend='cpp')(images())
+    (line,) = said[logging.WARNING]
+    assert 'as cpp cannot serve it: was not built: build it' in line
+
+
+def test_log_says_once_which_ran(said):
     for backend in ('torch', 'reference'):
         block = make_block('paper', 'parallel', 8, backend=backend)
         for x in (images(), images(), images()[:1]):
             block(x)
-    assert lines == [
+    assert said[logging.DEBUG] == [
         f'PSA, paper parallel, torch.float32, cpu: {backend} backend'
         for backend in ('torch', 'reference')
     ]
@@ -258,7 +304,7 @@ def test_opcheck(variant, layout, backend):
     x = images().requires_grad_()
     if block.served_by(x) != backend:
         pytest.skip(f'{backend} is not there')
-    name = 'mmpsa' if backend == 'cpp' else 'mmpsa_interpreted'
+    name = 'mmpsa' if backend == 'cpp' else 'mmpsa_bare'
     ops = getattr(torch.ops, name)
     weights = [weight for weight in block.weights if weight is not None]
     last = x.detach().to(memory_format=torch.channels_last)
@@ -307,7 +353,7 @@ class Recorder(TorchDispatchMode):
 
 
 @pytest.mark.skipif(
-    not operator._HAS_TRITON, reason='there is no Triton to launch with'
+    availability.MISSING['triton'], reason='there is no Triton to launch with'
 )
 @pytest.mark.parametrize('variant, layout', COLLAPSED)
 @pytest.mark.parametrize('channels', [8, 512])
@@ -336,11 +382,12 @@ def net(monkeypatch):
     if backends()['triton'] is not None:
         pytest.skip(backends()['triton'])
     lines = []
-    monkeypatch.setattr(operator, 'SAFETY_NET', True)
-    monkeypatch.setattr(operator, '_REFUSED', set())
-    monkeypatch.setattr(operator, '_COMPARED', set())
+    operators = triton_operators.GUARDED
+    monkeypatch.setitem(function.OPERATORS, 'triton', operators)
+    monkeypatch.setattr(safety_net, 'REFUSED', set())
+    monkeypatch.setattr(safety_net, 'COMPARED', set())
     monkeypatch.setattr(
-        operator,
+        safety_net,
         'print_log',
         lambda line, logger, level: (
             lines.append(line) if level == logging.WARNING else None
@@ -368,13 +415,13 @@ def spoil(monkeypatch, name, wrong):
 
 def count_fallbacks(monkeypatch):
     """The dtypes in which plain torch computes a forward."""
-    dtypes, forward = [], operator.torch_kernels.forward
+    dtypes, forward = [], composite.forward
 
     def counting(x, *args):
         dtypes.append(x.dtype)
         return forward(x, *args)
 
-    monkeypatch.setattr(operator.torch_kernels, 'forward', counting)
+    monkeypatch.setattr(composite, 'forward', counting)
     return dtypes
 
 
@@ -415,7 +462,7 @@ def test_training_survives_a_kernel_that_fails(
     (said,) = net
     assert f'kernels of {name} failed for {variant} {layout}' in said
     assert 'no such instruction' in said and 'MMPSA_BACKEND=torch' in said
-    assert block.served_by(x) == 'torch'
+    assert block.served_by(x) != 'triton'
 
 
 def test_errors_of_triton_are_failures(net, monkeypatch):
@@ -435,7 +482,7 @@ def test_a_failure_concerns_its_kind_alone(net, monkeypatch):
     )
     block = make_block('paper', 'parallel', 8, backend='triton')
     block(images())
-    assert block.served_by(images()) == 'torch'
+    assert block.served_by(images()) != 'triton'
     monkeypatch.undo()
     for kind, x in (
         (('paper', 'sequential'), images()),
@@ -475,14 +522,12 @@ def test_wrong_arguments_are_no_failure(net):
     block = make_block('paper', 'parallel', 8, backend='triton')
     weights = block.weights._replace(ch_wv=torch.zeros(8, 4, 1, 1))
     with pytest.raises(RuntimeError, match='ch_wv must be of shape'):
-        operator.polarized_self_attention(
-            images(), weights, block.spec, 'triton'
-        )
+        polarized_self_attention(images(), weights, block.spec, 'triton')
     assert block.served_by(images()) == 'triton' and net == []
 
 
 @pytest.mark.parametrize('start', ['random', 'default', 'identity'])
-@pytest.mark.parametrize('dtype', operator._DTYPES['triton'])
+@pytest.mark.parametrize('dtype', availability.DTYPES['triton'])
 @pytest.mark.parametrize('variant, layout', COLLAPSED)
 @INTERPRETED
 def test_right_kernels_agree(start, dtype, variant, layout, net, monkeypatch):
@@ -502,7 +547,7 @@ def test_right_kernels_agree(start, dtype, variant, layout, net, monkeypatch):
     assert dtypes == [torch.float64] * 2
 
 
-@pytest.mark.parametrize('dtype', operator._DTYPES['triton'])
+@pytest.mark.parametrize('dtype', availability.DTYPES['triton'])
 @pytest.mark.parametrize('variant, layout', COLLAPSED)
 @INTERPRETED
 def test_wrong_output(dtype, variant, layout, net, monkeypatch):
@@ -524,7 +569,7 @@ def test_wrong_output(dtype, variant, layout, net, monkeypatch):
     assert '8 channels, NCHW' in said
     stated = float(re.search(r'by (\S+) of the largest value', said)[1])
     assert stated == pytest.approx(0.1, rel=0.1) and 'report' in said
-    assert block.served_by(x) == 'torch'
+    assert block.served_by(x) != 'triton'
 
 
 @pytest.mark.parametrize(
@@ -548,12 +593,12 @@ def test_each_wrong_gradient(variant, layout, net, monkeypatch):
 
     spoil(monkeypatch, 'psa_backward', wrong)
     for at in range(len(expected)):
-        operator._REFUSED.clear()
-        operator._COMPARED.clear()
+        safety_net.REFUSED.clear()
+        safety_net.COMPARED.clear()
         for ours, grad in zip(gradients(block, x), expected):
             torch.testing.assert_close(ours, grad, rtol=1e-4, atol=1e-4)
         assert 'kernels of psa_backward are wrong' in net.pop()
-        assert block.served_by(x) == 'torch'
+        assert block.served_by(x) != 'triton'
     assert net == []
 
 
@@ -603,17 +648,17 @@ def test_compares_each_kind_once(net, monkeypatch):
 
 @INTERPRETED
 def test_compares_nothing_while_a_graph_is_captured(net, monkeypatch):
-    monkeypatch.setattr(operator, '_is_capturing', lambda x: True)
+    monkeypatch.setattr(safety_net, '_is_capturing', lambda x: True)
     dtypes = count_fallbacks(monkeypatch)
     block = make_block('paper', 'parallel', 8, backend='triton')
     gradients(block, images())
-    assert dtypes == [] and operator._COMPARED == set()
+    assert dtypes == [] and safety_net.COMPARED == set()
 
 
 @INTERPRETED
 def test_compares_nothing_without_memory(net, monkeypatch):
     error = torch.cuda.OutOfMemoryError('none left')
-    monkeypatch.setattr(operator.torch_kernels, 'forward', fail(error))
+    monkeypatch.setattr(composite, 'forward', fail(error))
     block = make_block('paper', 'parallel', 8, backend='triton')
     for _ in range(2):
         gradients(block, images())
@@ -704,8 +749,8 @@ def test_frozen_weights_or_input():
 
 def test_says_why_a_backend_is_not_there(monkeypatch):
     assert tuple(backends()) == BACKENDS
-    monkeypatch.setattr(operator, '_CPP_MISSING', 'was not built')
-    monkeypatch.setattr(operator, '_HAS_TRITON', False)
+    monkeypatch.setitem(availability.MISSING, 'cpp', 'was not built')
+    monkeypatch.setitem(availability.MISSING, 'triton', 'no Triton')
     reasons = backends()
     assert reasons['reference'] is reasons['torch'] is None
     assert reasons['cpp'] == 'was not built'

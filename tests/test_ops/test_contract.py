@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import KINDS, make_block
 
-from mmpsa.ops import backends, operator, polarized_self_attention
+from mmpsa.ops import availability, backends, masks, polarized_self_attention
 
 COLLAPSED = [kind for kind in KINDS if kind != ('official', 'sequential')]
 # Each kernel, and what computes shapes for tracing.
@@ -25,7 +25,7 @@ class Call:
         elif kernel == 'triton' and torch.cuda.is_available():
             device = 'cuda'
         elif kernel == 'triton':
-            self.ops = torch.ops.mmpsa_interpreted
+            self.ops = torch.ops.mmpsa_bare
         block = make_block(*kind, channels).to(device)
         self.names = [
             name
@@ -223,7 +223,7 @@ def test_public_function(backend, kind, built, monkeypatch):
     if backends()[backend] is not None:
         pytest.skip(backends()[backend])
     if not built:
-        monkeypatch.setattr(operator, '_CPP_MISSING', 'not built')
+        monkeypatch.setitem(availability.MISSING, 'cpp', 'not built')
     block, x = make_block(*kind, 8), torch.rand(2, 8, 4, 5)
     for name, weight in block.weights._asdict().items():
         if weight is None:
@@ -240,7 +240,7 @@ def test_public_function(backend, kind, built, monkeypatch):
                 lambda: polarized_self_attention(
                     x, weights, block.spec, backend
                 ),
-                lambda: operator.masks(x, weights, block.spec),
+                lambda: masks(x, weights, block.spec),
             ):
                 with pytest.raises(
                     (RuntimeError, ValueError),

@@ -397,7 +397,7 @@ REFUSED = [
     (
         [probe('after_conv3')],
         ValueError,
-        r"\['position'\]: .* layer1.0, a BasicBlock, has after_conv1 and aft",
+        r"\['position'\]: .* layer1.0 \(BasicBlock\) has after_conv1, aft",
     ),
     (
         [probe('after_conv1', stages=(True,) * 3)],
@@ -423,7 +423,7 @@ REFUSED = [
         [dict(cfg=dict(type='PSA', ratio=16), position='after_conv1')],
         ValueError,
         'cannot be built for layer1.0 with in_channels=8: .*ratio.*'
-        r'PolarizedSelfAttention takes layout, variant, .*, init_cfg$',
+        r'PolarizedSelfAttention takes layout, variant, .*, device, dtype$',
     ),
     (
         [dict(cfg=dict(type=nn.SiLU), position='after_conv1')],

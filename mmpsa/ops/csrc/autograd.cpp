@@ -1,6 +1,6 @@
 // Autograd of mmpsa::psa, for all devices: mmpsa::psa_backward.
 //
-// The schemas are in mmpsa/ops/operator.py, and the derivative of
+// The schemas are in mmpsa/ops/registration.py, and the derivative of
 // mmpsa::psa_backward is too.
 
 #include <ATen/core/dispatch/Dispatcher.h>

@@ -31,7 +31,6 @@ constexpr int64_t kTile = 64 * 1024;  // elements: a quarter of a core's cache
 constexpr int64_t kNarrowest = 32;   // positions
 constexpr int64_t kCached = 8 << 20;  // bytes: more does not stay in a cache
 constexpr int64_t kLeastWork = 16 * 1024;  // elements that are worth a thread
-constexpr float kLarge = 1125899906842624.f;  // 2^50, as in algebra.py
 constexpr float kEps = 1e-5f;  // of LayerNorm
 
 // The weights, or the gradients of those that have one, as float32.
@@ -64,14 +63,14 @@ class Weights {
 };
 
 // What is kept of each image: vectors of C numbers at most, and scalars.
+// kFocus: the authors' form alone, the sum of the positions by the softmax of
+// the spatial logits.
 enum Slot {
-  kContext, kMean, kValue, kNormed, kChannel, kSoftmax, kBase, kQuery, kSlots
+  kContext, kMean, kValue, kNormed, kChannel, kSoftmax, kBase, kQuery, kFocus,
+  kSlots
 };
-// In the slot of what the authors' code does not have: the sum of the
-// positions by the softmax of the spatial logits.
-constexpr Slot kFocus = kNormed;
 enum Scalar {
-  kPeak, kWeight, kBias, kDeviation, kScale, kFocusPeak, kFocusWeight, kScalars
+  kPeak, kWeight, kBias, kDeviation, kFocusPeak, kFocusWeight, kScalars
 };
 
 class Records {
@@ -310,7 +309,6 @@ void attend(
     const Records& records,
     const Rows<float>& query,
     float bias,
-    bool scaled,
     float* logits,
     Slot to,
     Scalar to_peak,
@@ -321,7 +319,6 @@ void attend(
   plan.each_span([&](int64_t part, int64_t image, int64_t first,
                      int64_t last) {
     Vector a(plan.width);
-    const float factor = scaled ? records(kScale, image) : 1;
     float* sums = parts.data() + part * size;
     float* totals = sums + plan.channels;
     float peak = -std::numeric_limits<float>::infinity(), weight = 0;
@@ -334,12 +331,12 @@ void attend(
       float top = peak;
 #pragma omp simd reduction(max : top)
       for (int64_t j = 0; j < width; ++j) top = std::max(top, logit[j]);
-      const float shrink = std::exp((peak - top) * factor);
+      const float shrink = std::exp(peak - top);
       if (shrink != 1) {
         for (int64_t c = 0; c < plan.channels; ++c) sums[c] *= shrink;
       }
       weight = weight * shrink +
-          exponentials(logit, top, factor, 1, a.data(), width);
+          exponentials(logit, top, 1, a.data(), width);
       peak = top;
       if (with_mean) {
         maps.pool(tile, a.data(), sums, totals);
@@ -352,7 +349,6 @@ void attend(
   });
   // The spans of each image put together.
   for (int64_t n = 0; n < plan.images; ++n) {
-    const float factor = scaled ? records(kScale, n) : 1;
     float* first = parts.data() + n * plan.spans * size;
     float peak = first[size - 2], weight = 0;
     for (int64_t s = 1; s < plan.spans; ++s) {
@@ -360,7 +356,7 @@ void attend(
     }
     for (int64_t s = 0; s < plan.spans; ++s) {
       float* sums = first + s * size;
-      const float share = std::exp((sums[size - 2] - peak) * factor);
+      const float share = std::exp(sums[size - 2] - peak);
       weight += share * sums[size - 1];
       for (int64_t c = 0; c < plan.channels; ++c) sums[c] *= share;
     }
@@ -396,19 +392,9 @@ void average(const Plan& plan, const Maps<T>& maps, const Records& records) {
   }
 }
 
-// Brings a vector below kLarge; returns what it was divided by.
-float scale_down(float* z, int64_t count) {
-  float peak = 0;
-  for (int64_t c = 0; c < count; ++c) peak = std::max(peak, std::fabs(z[c]));
-  if (!(peak > kLarge)) return 1;
-  const float scale = peak / kLarge;
-  for (int64_t c = 0; c < count; ++c) z[c] /= scale;
-  return scale;
-}
-
 void softmax(const float* t, float* q, int64_t count) {
   const float top = *std::max_element(t, t + count);
-  const float sum = exponentials(t, top, 1, 1, q, count);
+  const float sum = exponentials(t, top, 1, q, count);
   for (int64_t m = 0; m < count; ++m) q[m] /= sum;
 }
 
@@ -435,7 +421,6 @@ void vectors_of(
     for (int64_t n = 0; n < images; ++n) {
       float *row = z[n], *channel = records[kChannel][n];
       if (!spec.official) {
-        const float scale = scale_down(row, channels);
         float mean = 0, variance = 0;
         for (int64_t c = 0; c < channels; ++c) mean += row[c];
         mean /= channels;
@@ -444,7 +429,7 @@ void vectors_of(
           variance += row[c] * row[c];
         }
         const float deviation = std::sqrt(variance / channels + kEps);
-        records(kDeviation, n) = deviation * scale;
+        records(kDeviation, n) = deviation;
         float* normed = records[kNormed][n];
         for (int64_t c = 0; c < channels; ++c) {
           normed[c] = row[c] / deviation;
@@ -484,7 +469,6 @@ void vectors_of(
         query[c] = records[kBase][n][c] * records[kChannel][n][c];
       }
     }
-    if (spec.official) records(kScale, n) = scale_down(query, channels);
   }
 }
 
@@ -501,8 +485,8 @@ void spatial_masks(
     int64_t width) {
   if (spec.official) {
     exponentials(
-        logits, records(kFocusPeak, image), records(kScale, image),
-        1 / records(kFocusWeight, image), a, width);
+        logits, records(kFocusPeak, image), 1 / records(kFocusWeight, image),
+        a, width);
     logits = a;
   }
   sigmoids(logits, mask_scale, masks, width);
@@ -577,7 +561,7 @@ void forward(
   if (spec.has_channel) {
     const Rows<float> query{weights[kChWq], 0, plan.images, plan.channels};
     attend(
-        plan, maps, records, query, spec.official ? 0 : *weights[kChBq], false,
+        plan, maps, records, query, spec.official ? 0 : *weights[kChBq],
         logits.attention, kContext, kPeak, kWeight, spec.has_spatial);
   } else {
     average(plan, maps, records);
@@ -585,7 +569,7 @@ void forward(
   vectors_of(plan, spec, weights, records);
   if (spec.official) {
     attend(
-        plan, maps, records, records[kQuery], 0, true, logits.spatial, kFocus,
+        plan, maps, records, records[kQuery], 0, logits.spatial, kFocus,
         kFocusPeak, kFocusWeight, false);
   }
   gate(
@@ -664,8 +648,7 @@ void gate_backward(
     }
     if (!spec.official) continue;
     // The softmax's gradient subtracts bias * focus. The bias is a sum over
-    // all positions, so it is known only here. The query was divided by the
-    // scale and the logits are multiplied by it: the two cancel here.
+    // all positions, so it is known only here.
     for (int64_t c = 0; c < plan.channels; ++c) {
       to.query[n][c] -= to.bias[n] * records[kFocus][n][c];
     }
@@ -809,8 +792,7 @@ void input_backward(
         of_position[2] = dlogits + place;
         if (spec.official) {
           for (int64_t j = 0; j < width; ++j) {
-            dz[j] = records(kScale, image) *
-                (dlogits[place + j] - a[j] * of.bias[image]);
+            dz[j] = dlogits[place + j] - a[j] * of.bias[image];
           }
           of_position[2] = dz.data();
         }
@@ -818,7 +800,7 @@ void input_backward(
       if (spec.has_channel) {
         const Rows<T> tile = maps.tile(image, p, width);
         exponentials(
-            logits.attention + place, records(kPeak, image), 1,
+            logits.attention + place, records(kPeak, image),
             1 / records(kWeight, image), a.data(), width);
         std::fill_n(da.data(), width, -of.offset[image]);
         maps.project(tile, of.context[image], da.data());

@@ -84,19 +84,17 @@ FOR_EACH_TARGET void sigmoids(
   }
 }
 
-// a = share · e^(factor (logits - top)); returns their sum. The difference
-// comes first: the product may be too large.
+// a = share · e^(logits - top); returns their sum.
 FOR_EACH_TARGET float exponentials(
     const float* logits,
     float top,
-    float factor,
     float share,
     float* __restrict a,
     int64_t count) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < count; ++j) {
-    a[j] = share * exponential((logits[j] - top) * factor);
+    a[j] = share * exponential(logits[j] - top);
     sum += a[j];
   }
   return sum;

@@ -64,11 +64,7 @@ def _spatial_logits(x, mean, channel, weights, spec):
     )
     vector = query.vector * channel if is_sequential else query.vector
     logits = _project(x, vector, query.bias)
-    if query.scale is None or not logits.numel():
-        return logits
-    # They may be too large to be scaled themselves.
-    peak = logits.detach().amax(-1, keepdim=True)
-    return ((logits - peak) * query.scale).softmax(-1)
+    return logits.softmax(-1) if spec.variant == 'official' else logits
 
 
 def _project(x, query, bias):

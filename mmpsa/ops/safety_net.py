@@ -1,0 +1,173 @@
+"""Keeps a Triton kernel from ending or spoiling a training.
+
+Plain torch serves kinds of blocks for which a kernel does not compile or
+launch, and those for which its first result is wrong.
+"""
+
+import logging
+import subprocess
+from typing import Callable, NamedTuple, Optional, Set, Tuple
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mmpsa.compatibility import is_compiling
+
+from .spec import Spec, without_autocast
+
+
+class Kind(NamedTuple):
+    """Blocks and inputs that a kernel is compiled for."""
+
+    spec: Spec
+    dtype: torch.dtype
+    channels: int
+    memory_format: str
+
+    def __str__(self):
+        return (
+            f'{self.spec.variant} {self.spec.layout}, {self.dtype}, '
+            f'{self.channels} channels, {self.memory_format}'
+        )
+
+
+# Kinds that the kernels do not serve; kernels and kinds that were compared.
+REFUSED: Set[Kind] = set()
+COMPARED: Set[Tuple[str, Kind]] = set()
+# How far results may be from those of plain torch, in parts of the largest.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+
+
+def guard(name: str, kernel: Callable, fallback: Callable) -> Callable:
+    """A kernel with a net.
+
+    Args:
+        name (str): The operator that the kernel computes.
+        kernel (Callable): Computes it for arguments that have been checked.
+        fallback (Callable): Computes it in plain torch.
+    """
+
+    def in_torch(*args):
+        with without_autocast(args[0]):
+            return fallback(*args)
+
+    def run(*args):
+        x = args[0] if name == 'psa' else args[1]
+        kind = _kind_of(x, Spec(*args[-2:]))
+        if kind in REFUSED:
+            return in_torch(*args)
+        try:
+            results = kernel(*args)
+        except Exception as error:
+            if not _is_of_compiler_or_launch(error):
+                raise
+            _refuse(
+                kind,
+                f'the Triton kernels of {name} failed for {kind}. The failure '
+                f'was {type(error).__name__}: {error}',
+            )
+            return in_torch(*args)
+        if (name, kind) in COMPARED or _is_capturing(x):
+            return results
+        try:
+            difference = _difference(
+                _compared(results), _compared(in_torch(*_in_double(args)))
+            )
+        except torch.cuda.OutOfMemoryError:
+            difference = 0.0  # there is no room to compare
+        if difference is None:  # the next call may say more
+            return results
+        COMPARED.add((name, kind))
+        if difference <= _TOLERANCE[kind.dtype]:
+            return results
+        _refuse(
+            kind,
+            f'the Triton kernels of {name} are wrong for {kind}. Their result '
+            f'differs from that of plain torch by {difference:.2g} of the '
+            'largest value. Please report this, with what `python -m mmpsa` '
+            'prints',
+        )
+        return in_torch(*args)
+
+    return run
+
+
+def why_not(x: Tensor, spec: Spec) -> Optional[str]:
+    """Why the kernels do not serve an input any more; None if they do."""
+    # What is compiled has the operator, which asks again when it runs.
+    if not is_compiling() and _kind_of(x, spec) in REFUSED:
+        return 'its kernels failed or were wrong before'
+    return None
+
+
+def _kind_of(x, spec):
+    memory_format = 'with gaps'
+    if x.is_contiguous():
+        memory_format = 'NCHW'
+    elif x.is_contiguous(memory_format=torch.channels_last):
+        memory_format = 'channels_last'
+    return Kind(spec, x.dtype, x.shape[1], memory_format)
+
+
+def _is_of_compiler_or_launch(error):
+    """The arguments have been checked, so that they are not the cause."""
+    is_full = isinstance(error, torch.cuda.OutOfMemoryError)
+    if is_full or 'out of memory' in str(error):
+        return False
+    return type(error).__module__.partition('.')[0] == 'triton' or isinstance(
+        error,
+        (RuntimeError, OSError, ImportError, subprocess.CalledProcessError),
+    )
+
+
+def _refuse(kind, why):
+    REFUSED.add(kind)
+    print_log(
+        f'mmpsa: {why}. Plain torch serves this kind of block from now on. '
+        'MMPSA_BACKEND=torch switches the kernels off',
+        logger='current',
+        level=logging.WARNING,
+    )
+
+
+def _is_capturing(x):
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _in_double(args):
+    """More exact than what is compared, also where float32 means TF32."""
+    for arg in args:
+        if torch.is_tensor(arg):
+            yield arg.double()
+        elif isinstance(arg, (list, tuple)):
+            yield [tensor.double() for tensor in arg]
+        else:
+            yield arg
+
+
+def _compared(results):
+    """The tensors whose values are defined: y, or all gradients."""
+    first, second, *_ = results
+    return [first] if torch.is_tensor(second) else [first, *second]
+
+
+def _difference(results, exact):
+    """The largest difference, in parts of the largest value of each tensor.
+
+    None if it says nothing: if the exact values are all zero, or not finite.
+    """
+    # As the kernel rounds them.
+    exact = [a.to(b.dtype).double() for a, b in zip(exact, results)]
+    peaks = [tensor.abs().max() for tensor in exact]
+    largest = torch.stack(peaks).max().item()
+    if not 0 < largest < float('inf'):
+        return None
+    differences = [
+        (ours.double() - tensor).abs().max()
+        # Some gradients are zero but for rounding. And below `tiny`, numbers
+        # have few digits.
+        / peak.clamp_min(max(1e-6 * largest, torch.finfo(ours.dtype).tiny))
+        for ours, tensor, peak in zip(results, exact, peaks)
+    ]
+    return torch.stack(differences).nan_to_num(nan=float('inf')).max().item()
