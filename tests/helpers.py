@@ -202,10 +202,10 @@ def draw_weights(module, std=0.5):
     return module
 
 
-def make_block(variant, layout, channels, **kwargs):
+def make_block(variant, layout, channels, seed=0, **kwargs):
     """A block with every parameter random, and its mask_scale not 1."""
     block = PolarizedSelfAttention(channels, layout, variant, **kwargs)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     draw_weights(block, std=1)
     for parameter in block.parameters():
         # A convolution returns numbers as large as those of its input.
@@ -216,10 +216,11 @@ def make_block(variant, layout, channels, **kwargs):
     return block
 
 
-def compare(block, x, tolerance, g=None, dtype=None):
+def compare(block, x, tolerance, g=None, dtype=None, forward=None):
     """Output and all gradients, relative to the largest value of each.
 
-    The equations are computed in ``dtype``, or else in that of ``x``.
+    The equations are computed in ``dtype``, or else in that of ``x``; the
+    block by ``forward``, where it is compiled.
     """
     if g is None:
         torch.manual_seed(2)
@@ -230,7 +231,8 @@ def compare(block, x, tolerance, g=None, dtype=None):
         return reference.polarized_self_attention(x, exact.weights, exact.spec)
 
     results = []
-    for forward, block in ((block, block), (equations, exact)):
+    ours = block if forward is None else forward
+    for forward, block in ((ours, block), (equations, exact)):
         weights = list(block.parameters())
         x = x.detach().to(weights[0].dtype).requires_grad_()
         out = forward(x)
@@ -253,4 +255,4 @@ def extremes(dtype, peak):
     spike[:, ::7, 4, 4] = 1
     for x in (noise, noise.sign(), spike):
         yield (x * peak).to(dtype)
-    yield from (full, -full, full[:, :, :1, :1])
+    yield from (full, -full, full[:, :, :1, :1], torch.zeros_like(full))

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from mmpsa import PSA
-from mmpsa.ops import reference
 
 CHANNELS = 16
 
@@ -147,6 +146,61 @@ def test_a_replaced_layer_is_used(kind, name):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+class LowRank(nn.Module):
+    """As LoRA by peft: a frozen convolution, plus two narrow ones."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer.requires_grad_(False)
+        self.lora_A = nn.Conv2d(layer.in_channels, 2, 1, bias=False)
+        self.lora_B = nn.Conv2d(2, layer.out_channels, 1, bias=False)
+        nn.init.zeros_(self.lora_B.weight)
+
+    # Whoever reads it instead of calling the layer misses the adapter.
+    weight = property(lambda self: self.base_layer.weight)
+    bias = property(lambda self: self.base_layer.bias)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+    def merged(self):
+        added = self.lora_B.weight.flatten(1) @ self.lora_A.weight.flatten(1)
+        self.base_layer.weight.data += added.detach()[:, :, None, None]
+        return self.base_layer
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_low_rank_adapters(kind):
+    """They start as nothing, learn, and merge into the weights."""
+    block, x = make_block(*kind, CHANNELS), images()
+    expected = block(x)
+    adapters = {
+        name: LowRank(layer)
+        for name, layer in layers_of(block).items()
+        if isinstance(layer, nn.Conv2d)
+    }
+    for name, adapter in adapters.items():
+        replace(block, name, adapter)
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+    learnt = [
+        parameter
+        for adapter in adapters.values()
+        for parameter in (adapter.lora_A.weight, adapter.lora_B.weight)
+    ]
+    optimizer = torch.optim.SGD(learnt, 0.1)
+    for _ in range(5):  # the first gives no gradient to lora_A
+        optimizer.zero_grad()
+        block(x).square().sum().div(50).backward()
+        optimizer.step()
+    assert all(parameter.grad.any() for parameter in learnt)
+    trained = block(x)
+    assert (trained - expected).abs().max() > 5e-3
+    for name, adapter in adapters.items():
+        replace(block, name, adapter.merged())
+    assert block.served_by(x) != 'layers'
+    torch.testing.assert_close(block(x), trained, rtol=1e-4, atol=1e-5)
+
+
 def test_a_forward_of_the_instance_is_used():
     """As accelerate's offloading sets one."""
     block = make_block('paper', 'parallel', CHANNELS)
@@ -193,18 +247,19 @@ def test_parametrised_layers_count():
 
 def test_layers_of_another_width_count():
     """As structured pruning leaves them."""
-    block = make_block('paper', 'parallel', CHANNELS)
-    x = images()
-    expected = reference.forward(x, block._layers(), block.spec, None).y
-    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+    block, x = make_block('paper', 'parallel', CHANNELS), images()
+    pruned = copy.deepcopy(block)
     for name in ('sp_wv', 'sp_wq'):
-        narrow = nn.Conv2d(CHANNELS, 5, 1)
-        nn.init.normal_(narrow.weight)
-        setattr(block, name, narrow)
-    assert block.served_by(x) == 'layers'
-    assert block(x).shape == x.shape
-    block.ch_wz.bias = None
-    assert block(x).shape == x.shape
+        wide, narrow = getattr(block, name), nn.Conv2d(CHANNELS, 5, 1)
+        narrow.weight.data = wide.weight.data[:5]
+        narrow.bias.data = wide.bias.data[:5]
+        replace(pruned, name, narrow)
+    # the same, said to the operator: the softmax gives the others nothing
+    block.sp_wq.bias.data[5:] = -1e4
+    block.ch_wz.bias.data.zero_()
+    pruned.ch_wz.bias = None
+    assert pruned.served_by(x) == 'layers' != block.served_by(x)
+    torch.testing.assert_close(pruned(x), block(x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_eps_of_the_norm_counts():

@@ -358,7 +358,7 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize('variant, layout', COLLAPSED)
 @pytest.mark.parametrize('channels', [8, 512])
 def test_launches(variant, layout, channels, monkeypatch):
-    """At most four forward and eight backward in the paper's forms."""
+    """Three forward and four backward; five forward in the authors' form."""
     from mmpsa.ops import triton_kernels as kernels
 
     block = make_block(variant, layout, channels)
