@@ -9,6 +9,7 @@ from mmengine.analysis import FlopAnalyzer, parameter_count
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
 
 from mmpsa.ops import polarized_self_attention
 from mmpsa.psa import PolarizedSelfAttention
@@ -53,6 +54,21 @@ def complexity_of(
     model = copy.deepcopy(cfg.model)  # segmentors write into theirs
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model = revert_sync_batchnorm(MODELS.build(model)).eval()
+    # the analysis passes pictures alone
+    model.forward = partial(model.forward, data_samples=samples, mode='tensor')
+    picture = torch.rand(1, 3, *size)
+    return parameter_count(model)[''], multiply_adds(model, picture, reference)
+
+
+@torch.no_grad()
+def multiply_adds(model: nn.Module, x: Tensor, reference: bool = False) -> int:
+    """Multiply-adds of a module for a map, counted as by `complexity_of`.
+
+    Args:
+        model (nn.Module): It is not to be used afterwards.
+        x (Tensor): N×C×H×W.
+        reference (bool): As in :func:`complexity_of`. Default: False.
+    """
     if not reference:
         # The analysis hooks every layer, and PSA calls its layers then.
         for module in model.modules():
@@ -64,10 +80,7 @@ def complexity_of(
                     backend='torch',
                 )
                 setattr(module, 'forward', operator)
-    # the analysis passes pictures alone
-    model.forward = partial(model.forward, data_samples=samples, mode='tensor')
-    analyzer = FlopAnalyzer(model, torch.rand(1, 3, *size))
+    analyzer = FlopAnalyzer(model, x)
     # element-wise operators, and convolutions that PSA multiplies out
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    with torch.no_grad():
-        return parameter_count(model)[''], int(analyzer.total())
+    return int(analyzer.total())

@@ -9,13 +9,14 @@ from helpers import load_script
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
+from timm.layers import SEModule
 
 from mmpsa import PolarizedSelfAttention
 from mmpsa.compare.plan import read_plan
 from mmpsa.compare.results import read, write
 from mmpsa.compare.runs import Runs
 from projects.study import report
-from projects.study.modules import SE, KaimingPSA, fast_on_cpu
+from projects.study.modules import KaimingPSA, fast_on_cpu
 
 PLANS = {
     path.stem: read_plan(str(path), load_script('tools/cli.py').config_file)
@@ -64,7 +65,7 @@ def test_arm(plan, arm, pretrained):
     """Its plugins are in the path; it starts as the baseline; its rates."""
     base, _ = build(plan, 'none', pretrained)
     model, cfg = build(plan, arm, pretrained)
-    kinds = (PolarizedSelfAttention, SE)
+    kinds = (PolarizedSelfAttention, SEModule)
     plugins = [m for m in model.modules() if isinstance(m, kinds)]
     has_plugins = arm not in ('none', 'dense', 'wide')
     assert len(plugins) == (4 if has_plugins else 0)
@@ -124,20 +125,6 @@ def test_plans_share_runs_and_seeds_are_fresh():
         assert cfg.to_dict() == controls.configs[arm].to_dict()
         if arm in search.configs:
             assert cfg.to_dict() == search.configs[arm].to_dict()
-
-
-def test_gates_start_at_one_and_open_and_close():
-    x = torch.rand(2, 64, 5, 5) + 1
-    plugin = SE(64, identity_init=True)
-    torch.testing.assert_close(plugin(x), x)
-    for value, gate in ((40, 2), (-40, 0)):
-        torch.nn.init.constant_(plugin.fc2.bias, value)
-        torch.testing.assert_close(plugin(x), gate * x)
-
-
-def test_se_starts_as_timms_without_identity_init():
-    x = torch.rand(2, 64, 5, 5)
-    assert not torch.allclose(SE(64)(x), x, atol=0.1)
 
 
 def test_kaiming_under_the_identity():

@@ -8,7 +8,7 @@ _base_ = './light_camvid.py'
 from projects.study import arms as study  # noqa: E402
 
 arms = {
-    'psa-p': study.at('neck', **study.PSA_P),
+    'psa-p': study.at('neck', study.PSA_P),
     # dense 3×3 convolutions in place of depthwise and 1×1 ones
     'dense': dict(model=dict(neck=dict(separable=False))),
     # 1.5 times as many channels

@@ -1,4 +1,4 @@
-"""What the study's runs take beside mmpsa: attention to compare with, speed.
+"""What the study's runs take beside mmpsa: another start of PSA, speed.
 
 The plans import it.
 """
@@ -8,42 +8,9 @@ from mmengine.hooks import Hook
 from mmengine.model import kaiming_init
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
-from timm.layers import SqueezeExcite
 from torch import nn
 
 from mmpsa import PolarizedSelfAttention
-
-
-class DoubledSigmoid(nn.Sigmoid):
-    """From 0 to 2, so that a gate of zeros is 1."""
-
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-@MODELS.register_module()
-class SE(SqueezeExcite):
-    """timm's Squeeze-and-Excitation (arXiv:1709.01507) as a plugin.
-
-    It has C / 16 hidden channels, in eights, 8 at least. As the identity, it
-    starts with a gate of twice the sigmoid of 0.
-    """
-
-    _abbr_ = 'se'
-
-    def __init__(self, in_channels, identity_init=False):
-        gate = DoubledSigmoid if identity_init else nn.Sigmoid
-        super().__init__(in_channels, gate_layer=gate)
-        self.identity_init = identity_init
-        self.init_weights()
-
-    def init_weights(self):
-        """Start as torch's convolutions do, or as the identity."""
-        self.fc1.reset_parameters()
-        self.fc2.reset_parameters()
-        if self.identity_init:
-            nn.init.zeros_(self.fc2.weight)
-            nn.init.zeros_(self.fc2.bias)
 
 
 @MODELS.register_module()
