@@ -101,7 +101,6 @@ class Runs:
             # of an earlier attempt, which nothing goes on from any more
             checkpoint.unlink(missing_ok=True)
         threads = max(1, torch.get_num_threads() // jobs)
-        threads = max(1, torch.get_num_threads() // jobs)
         env = {'OMP_NUM_THREADS': str(threads), **os.environ}
         if device is not None:
             env['CUDA_VISIBLE_DEVICES'] = device

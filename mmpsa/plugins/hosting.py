@@ -25,9 +25,9 @@ def add_plugin(root: nn.Module, site: Site, name: str, layer: nn.Module):
     host = parent = root.get_submodule(site.host)
     for container in site.containers:
         if container not in parent._modules:
-            _add(parent, container, nn.ModuleDict())
+            _add_child(parent, container, nn.ModuleDict())
         parent = parent._modules[container]
-    _add(parent, name, layer)
+    _add_child(parent, name, layer)
     if site.module is None:
         _let_upstream_run(host, site.position, name)
         return
@@ -37,19 +37,19 @@ def add_plugin(root: nn.Module, site: Site, name: str, layer: nn.Module):
         host.plugin_hooks = []
         extend(host, Host)
     for hook in host.plugin_hooks:
-        if _place(hook.site) == _place(site):
+        if _place_of_hook(hook.site) == _place_of_hook(site):
             break
     else:
         hook = PluginHook(site)
         host.plugin_hooks.append(hook)
-        host.plugin_hooks.sort(key=_order)
+        host.plugin_hooks.sort(key=_order_of_hook)
     path = '.'.join((*site.containers, name))
     hook.names.setdefault(site.index, []).append(path)
     # Now, because torch.compile does not trace this at the first call.
     hook.follow(host)
 
 
-def _add(module, name, layer):
+def _add_child(module, name, layer):
     layer.is_plugin = True  # the patterns of modules= pass it over
     module.add_module(name, layer)
 
@@ -62,12 +62,12 @@ def _let_upstream_run(block, position, name):
     getattr(block, f'{position}_plugin_names').append(name)
 
 
-def _order(hook):
+def _order_of_hook(hook):
     position = hook.site.position
     return _OUTWARDS.index(position) if position in _OUTWARDS else -1
 
 
-def _place(site):
+def _place_of_hook(site):
     """What the sites of one hook have in common."""
     if site.position == AFTER_MODULE:
         return site.module, site.position, site.in_channels

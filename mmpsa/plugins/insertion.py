@@ -126,7 +126,7 @@ def _build_all(module, entries) -> List[_Insertion]:
         (entry, site) for entry in entries for site in finder.find(entry)
     ]
     # Sorted by position, as the keys of mmseg's own plugins are.
-    places.sort(key=lambda place: _order(place[1].position))
+    places.sort(key=lambda place: _order_of(place[1].position))
     added, paths = [], set()
     for entry, site in places:
         name, layer = build_plugin(module, entry, site)
@@ -144,7 +144,7 @@ def _build_all(module, entries) -> List[_Insertion]:
     return added
 
 
-def _order(position):
+def _order_of(position):
     return (position == AFTER_MODULE, position)
 
 
