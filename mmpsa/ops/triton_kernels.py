@@ -80,8 +80,7 @@ class _Plan(NamedTuple):
 
     spans: int  # programs per image
     width: int  # positions per span, a power of two
-    chunk: int  # channels at a time, a power of two
-    warps: int
+    height: int  # the channels, as a power of two
     is_last: bool  # channels_last
     unit: int  # a power of two that divides the length of a row in memory
 
@@ -103,13 +102,11 @@ def _plan(x):
         _SPAN_BYTES // (height * x.element_size()),
     )
     width = min(max(width, _LEAST_WIDTH), triton.next_power_of_2(positions))
-    chunk = min(height, max(_TILE // width, 1))
     is_last = not x.is_contiguous()
     return _Plan(
         triton.cdiv(positions, width),
         width,
-        chunk,
-        min(max(chunk * width // _WARP_TILE, 1), 8),
+        height,
         is_last,
         math.gcd(channels if is_last else positions, 16),
     )
@@ -131,6 +128,9 @@ def _pass(kernel, plan, maps, *args, **constants):
     """Run a kernel on every span of some tensors like X."""
     images, channels, *size = maps[0].shape
     positions = math.prod(size)
+    # Registers hold a tile of two tensors, or half a tile of three.
+    tile = min(_TILE, plan.height * plan.width)
+    chunk = min(plan.height, tile // (2 if len(maps) > 2 else 1) // plan.width)
     _launch(
         kernel,
         (images * plan.spans,),
@@ -140,12 +140,12 @@ def _pass(kernel, plan, maps, *args, **constants):
         channels,
         positions,
         plan.spans,
-        CHUNK=plan.chunk,
+        CHUNK=max(chunk, 1),
         WIDTH=plan.width,
         LAST=plan.is_last,
         UNIT=plan.unit,
         OFFSET=tl.int64 if channels * positions >= 2**31 else tl.int32,
-        num_warps=plan.warps,
+        num_warps=max(tile // _WARP_TILE, 1),
         **constants,
     )
 
@@ -153,7 +153,7 @@ def _pass(kernel, plan, maps, *args, **constants):
 def _on_vectors(kernel, steps, plan, x, *args, **constants):
     """Run the steps of a kernel on every image."""
     images, channels = x.shape[:2]
-    height = triton.next_power_of_2(channels)
+    height = plan.height
     inner = max(channels // 2, 1)
     middle = triton.next_power_of_2(inner)
     rows = triton.next_power_of_2(plan.spans)
@@ -180,7 +180,7 @@ def _on_vectors(kernel, steps, plan, x, *args, **constants):
             STEP=step,
             MATRIX=min(_MATRIX, height * middle),
             SUMS=min(_SUMS, height // blocks * rows),
-            num_warps=4 if height <= 64 else 8 if height <= 128 else 16,
+            num_warps=4 if height <= 32 else 8 if height <= 64 else 16,
             **constants,
         )
 
@@ -409,12 +409,13 @@ def _pool_kernel(
     part = tl.program_id(0).to(tl.int64)
     x += image * channels * positions
     if query is not None:
-        logit = _project(
+        offset = 0.0
+        if bias is not None:
+            offset = tl.load(bias)
+        logit = offset + _project(
             x, query + image * query_stride, None, p, inside, channels,
             positions, CHUNK, WIDTH, LAST, OFFSET,
         )  # fmt: skip
-        if bias is not None:
-            logit += tl.load(bias)
         tl.store(logits + image * positions + p, logit, mask=inside)
         logit = tl.where(inside, logit, float('-inf'))
         peak = tl.max(logit, 0)
@@ -602,7 +603,7 @@ def _vectors_kernel(
                     bias = _vector(sp_bv, m, inner)
                     t = _softmax(q, m, inner, OFFICIAL)
                 if SEQUENTIAL:
-                    base = _vector(v + _BASE * channels, c, channels)
+                    query = _vector(v + _BASE * channels, c, channels) * channel
                 tl.debug_barrier()  # all have loaded what is replaced now
                 if CHANNEL:
                     tl.store(z + c, channel, mask=c < channels)
@@ -613,8 +614,7 @@ def _vectors_kernel(
                     tl.store(q + m, t, mask=m < inner)
                     tl.store(scalars + _BIAS, tl.sum(t * bias, 0))
                 if SEQUENTIAL:
-                    query = v + _QUERY * channels + c
-                    tl.store(query, base * channel, mask=c < channels)
+                    tl.store(v + _QUERY * channels + c, query, c < channels)
                 tl.debug_barrier()
 
 
