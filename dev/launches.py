@@ -1,7 +1,7 @@
 """What the Triton kernels launch for an input, read without a GPU.
 
-The launches are recorded, not run: tensors are on ``meta``, arguments are those
-that a GPU would get. Triton compiles them as its JIT would, for any target.
+The launches are recorded, not run: tensors are on ``meta``, the arguments are
+those that a GPU would get. Triton compiles them as its JIT would.
 """
 
 import re
@@ -127,13 +127,14 @@ def launches(spec, shape, dtype, last=False, processors=132):
 _FOR = re.compile(r'(?:.* = )?scf\.for .* = (\S+) to (\S+) step (\S+) ')
 _IF = re.compile(r'(?:.* = )?scf\.if (\S+) ')
 _CONSTANT = re.compile(r'(\S+) = arith\.constant (-?\d+) : i\d+')
-_NUMBER = re.compile(r'(\S+) = (arith\.\w+)((?: \w+,)?) (.*) : i\d+')
+_NUMBER = re.compile(r'(\S+) = (arith\.\w+)((?: \w+,)?) (.*?) : i\d+')
 _OPERATIONS = {
     'arith.addi': lambda a, b: a + b,
     'arith.subi': lambda a, b: a - b,
     'arith.muli': lambda a, b: a * b,
     'arith.divsi': lambda a, b: a // b,
     'arith.remsi': lambda a, b: a % b,
+    'arith.extsi': lambda a: a,
     'arith.minsi': min,
     'arith.maxsi': max,
     'arith.cmpi eq,': lambda a, b: a == b,
@@ -141,7 +142,7 @@ _OPERATIONS = {
 }
 
 
-def loads(text, values, program=(0, 0)):
+def loads(text, launch):
     """How often a program's loops load, and how often it waits for loads.
 
     It waits once for all loads up to the next loop, barrier, or sum. Loads in
@@ -150,13 +151,18 @@ def loads(text, values, program=(0, 0)):
     Args:
         text (str): The kernel in Triton's first representation, ``ttir``,
             whose loops and loads are those of the source.
-        values (dict): The launch's arguments by name.
-        program (tuple[int]): Which program.
+        launch (Launch): The launch, for its arguments.
 
     Returns:
         tuple[int, int]: The most iterations of a loop that loads, times those
-        of the loops around it; the waits.
+        of the loops around it; the waits. Of the program that has the most.
     """
+    rows = range(launch.grid[1] if len(launch.grid) > 1 else 1)
+    found = [_loads(text, launch.values, (0, row)) for row in rows]
+    return tuple(map(max, zip(*found)))
+
+
+def _loads(text, values, program):
     known = {f'%{name}': n for name, n in values.items() if type(n) is int}
     known.update({'%true': 1, '%false': 0})
     most, waits, is_waiting = 1, 0, False
@@ -169,9 +175,6 @@ def loads(text, values, program=(0, 0)):
             known[found[1]] = int(found[2])
         elif found := re.match(r'(\S+) = tt.get_program_id ([xy])', line):
             known[found[1]] = program['xy'.index(found[2])]
-        elif found := re.match(r'(\S+) = arith.(?:ext|trunc)\w+ (\S+) :', line):
-            if found[2] in known:
-                known[found[1]] = known[found[2]]
         elif found := _NUMBER.match(line):
             numbers = [known.get(each) for each in found[4].split(', ')]
             compute = _OPERATIONS.get(found[2] + found[3])

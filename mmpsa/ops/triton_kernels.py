@@ -39,10 +39,12 @@ _PROGRAMS = 4
 # Elements of a matrix, or of the sums of spans, that a program loads at a
 # time; of a tile of the weights' gradients, a row and a column.
 _MATRIX, _SUMS, _BLOCK = 16384, 8192, 32
-# Up to so many channels, and sums of spans, one program computes all vectors
-# of an image. Beyond, it would load too often: there are programs for blocks
-# of the vectors, and a launch for each step that needs the one before.
-_ALONE, _MOST_SUMS, _BLOCKS = 512, 16 * _SUMS, 64
+# Up to so many channels, of few images and of many, and sums of spans, one
+# program computes all vectors of an image. Beyond, it would load too often:
+# there are programs for blocks of the vectors, and a launch for each step that
+# needs the one before.
+_ALONE_FEW, _ALONE, _MANY = 384, 512, 32
+_MOST_SUMS, _BLOCKS = 16 * _SUMS, 64
 _ALL = tl.constexpr(-1)  # steps
 
 # The vectors of an image, C numbers each, and the scalars behind them.
@@ -158,7 +160,8 @@ def _on_vectors(kernel, steps, plan, x, *args, **constants):
     middle = triton.next_power_of_2(inner)
     rows = triton.next_power_of_2(plan.spans)
     each, blocks, launches = 1, 1, (_ALL.value,)
-    if channels > _ALONE or height * plan.spans > _MOST_SUMS:
+    most = _ALONE if images >= _MANY else _ALONE_FEW
+    if channels > most or height * plan.spans > _MOST_SUMS:
         # Several images for a program, that share a block of a matrix.
         each = min(triton.cdiv(images, 8), 8)
         blocks = min(_BLOCKS, max(height // 16, 1))
@@ -236,9 +239,7 @@ def psa(
             sums, peaks,
         )  # fmt: skip
         _on_vectors(_focus_kernel, 1, plan, x, sums, peaks, vectors)
-    _pass(
-        _gate_kernel, plan, [x, y], vectors, spatial, w.mask_scale, **flags
-    )
+    _pass(_gate_kernel, plan, [x, y], vectors, spatial, w.mask_scale, **flags)
     return y, maps, vectors
 
 
@@ -603,7 +604,9 @@ def _vectors_kernel(
                     bias = _vector(sp_bv, m, inner)
                     t = _softmax(q, m, inner, OFFICIAL)
                 if SEQUENTIAL:
-                    query = _vector(v + _BASE * channels, c, channels) * channel
+                    query = (
+                        _vector(v + _BASE * channels, c, channels) * channel
+                    )
                 tl.debug_barrier()  # all have loaded what is replaced now
                 if CHANNEL:
                     tl.store(z + c, channel, mask=c < channels)
@@ -996,9 +999,7 @@ def _weights_backward_kernel(
                 ch_wz, ch_bz, images, channels, inner, BLOCK, IMAGES,
             )  # fmt: skip
         if which == 2:
-            _sum(
-                parts, channels, ch_wq, images * spans, channels, BLOCK, ROWS
-            )
+            _sum(parts, channels, ch_wq, images * spans, channels, BLOCK, ROWS)
             if not OFFICIAL:
                 # The bias shifts all logits alike, so the softmax stays.
                 tl.store(ch_bq, 0.0)

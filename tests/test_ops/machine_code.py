@@ -1,6 +1,6 @@
-"""Compile kernels for GPUs, as the operator launches them, and read the result.
+"""Compile kernels for GPUs, as the operator launches them, and read them.
 
-Needs no GPU, and prints a line of JSON for each kernel.
+Needs no GPU. Prints a line of JSON for each launch of the cases that it gets.
 """
 
 import inspect
@@ -18,9 +18,8 @@ from dev.launches import launches, loads
 from mmpsa.ops import triton_kernels
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / 'bin'
-_LINE = re.compile(r'//## File "(.*)", line (\d+)')
-_ACCESS = re.compile(r'\b(LDG|STG)\.\S*')
-_WIDTH = re.compile(r'\.(\d+)\b')
+LINE = re.compile(r'//## File "(.*)", line (\d+)')
+ACCESS = re.compile(r'\b(?:LDG|STG)\b\S*')
 
 
 def tool(name, *arguments):
@@ -30,10 +29,16 @@ def tool(name, *arguments):
     ).stdout
 
 
-def lines_of(*functions):
-    """The lines of functions of the kernels' file."""
+def newest():
+    """The newest compute capability that the tools know."""
+    known = re.findall(r"'SM(\d+)'", tool('nvdisasm', '--help'))
+    return max(map(int, known))
+
+
+def lines_of_x():
+    """The lines of the kernels that load and store X and its like."""
     lines = set()
-    for function in functions:
+    for function in (triton_kernels._load, triton_kernels._store):
         source, first = inspect.getsourcelines(function.fn)
         lines.update(range(first, first + len(source)))
     return lines
@@ -44,59 +49,54 @@ def read(cubin):
 
     Returns:
         dict: ``registers`` of a thread; ``local``, the loads and stores of
-        memory that stands in for registers; ``x``, how many loads and stores
-        of X there are by their bytes.
+        memory that stands in for registers; ``x``, the bytes of each load and
+        store of X.
     """
-    file = Path(tempfile.gettempdir()) / 'kernel.cubin'
-    file.write_bytes(cubin)
-    usage = tool('cuobjdump', '-res-usage', file)
-    code = tool('nvdisasm', '-g', '-c', file)
-    of_x = lines_of(triton_kernels._load, triton_kernels._store)
-    x, is_x = {}, False
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(cubin)
+        file.flush()
+        usage = tool('cuobjdump', '-res-usage', file.name)
+        code = tool('nvdisasm', '-g', '-c', file.name)
+    of_x, widths, is_x = lines_of_x(), [], False
     for line in code.splitlines():
-        if found := _LINE.search(line):
+        if found := LINE.search(line):  # of the instructions below it
             is_x = found[1] == triton_kernels.__file__
             is_x = is_x and int(found[2]) in of_x
-        elif is_x and (found := _ACCESS.search(line)):
-            width = _WIDTH.findall(found[0])
-            bits = int(width[-1]) if width else 32
-            if re.search(r'\.[US]\d+', found[0]):
-                bits = int(re.search(r'\.[US](\d+)', found[0])[1])
-            x[bits // 8] = x.get(bits // 8, 0) + 1
+        elif is_x and (found := ACCESS.search(line)):
+            bits = re.findall(r'\.[US]?(\d+)\b', found[0])
+            widths.append(int(bits[-1] if bits else 32) // 8)
     return dict(
         registers=int(re.search(r'REG:(\d+)', usage)[1]),
         local=len(re.findall(r'\b(?:LDL|STL)\b', code)),
-        x=x,
+        x=widths,
     )
 
 
-def report(case, launch, capability, seen):
-    """A line about a launch, unless the same was compiled already."""
-    key = launch.key(), capability
-    if key not in seen:
-        compiled = launch.compile(capability)
-        seen[key] = compiled.asm['ttir'], read(compiled.asm['cubin'])
-    text, found = seen[key]
-    rows = range(launch.grid[1] if len(launch.grid) > 1 else 1)
-    most, waits = (
-        max(numbers)
-        for numbers in zip(
-            *(loads(text, launch.values, (0, row)) for row in rows)
-        )
-    )
-    row = dict(
-        case=case, kernel=launch.name, grid=launch.grid, warps=launch.warps,
-        most=most, waits=waits, **found,
-    )  # fmt: skip
-    print(json.dumps(row), flush=True)
+def main(cases):
+    """Print what the launches of some cases are like."""
+    compiled = {}
+    for case in cases:
+        spec, shape, dtype, last, capability = case
+        target = newest() if capability == 'newest' else capability
+        forward, backward = launches(spec, shape, getattr(torch, dtype), last)
+        for launch in forward + backward:
+            key = launch.key(), target
+            if key not in compiled:
+                asm = launch.compile(target).asm
+                compiled[key] = asm['ttir'], read(asm['cubin'])
+            text, found = compiled[key]
+            row = dict(
+                case=case,
+                kernel=launch.name,
+                programs=launch.grid,
+                warps=launch.warps,
+                is_wide=launch.constants.get('OFFSET')
+                is triton.language.int64,
+                iterations=loads(text, launch)[0],
+                **found,
+            )
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == '__main__':
-    seen = {}
-    for case in json.loads(sys.argv[1]):
-        spec, shape, dtype, last, capability = case
-        forward, backward = launches(
-            spec, shape, getattr(torch, dtype), last, 132
-        )
-        for launch in forward + backward:
-            report(case, launch, capability, seen)
+    main(json.loads(sys.argv[1]))

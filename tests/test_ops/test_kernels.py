@@ -3,11 +3,7 @@
 Triton's kernels run on a GPU if there is one, else interpreted on the CPU.
 """
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +13,6 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from mmpsa import PolarizedSelfAttention, ops
-from mmpsa.compatibility import release
 from mmpsa.ops import (
     BACKENDS,
     LAYOUTS,
@@ -28,6 +23,7 @@ from mmpsa.ops import (
 pytestmark = pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')
 GPU = 'cuda' if torch.cuda.is_available() else 'cpu'
 VALUE_MAP = ('official', 'sequential')
+COLLAPSED = [kind for kind in KINDS if kind != VALUE_MAP]
 HALF = [
     ('triton', torch.bfloat16),
     ('triton', torch.float16),
@@ -266,6 +262,28 @@ def test_most_channels(channels):
     compare(block, x, 1e-5, None, torch.float64)
 
 
+@pytest.mark.parametrize('variant, layout', COLLAPSED)
+@pytest.mark.parametrize('memory_format', [NCHW, LAST])
+@pytest.mark.parametrize('images', [2, 9])
+def test_many_pieces(variant, layout, memory_format, images, monkeypatch):
+    """Of Triton's kernels, as of larger inputs: all loops run several times.
+
+    And as of many channels: each step of the vectors has its own launch.
+    """
+    if backends()['triton'] is not None:
+        pytest.skip(backends()['triton'])
+    from mmpsa.ops import triton_kernels
+
+    for name, value in dict(
+        _TILE=1024, _WARP_TILE=256, _MATRIX=256, _SUMS=256, _BLOCK=16,
+        _ALONE_FEW=0, _BLOCKS=2,
+    ).items():  # fmt: skip
+        monkeypatch.setattr(triton_kernels, name, value)
+    block, device = make('triton', variant, layout, 90)
+    x = random(device, images, 90, 9, 11).to(memory_format=memory_format)
+    compare(block, x, 1e-5, None, torch.float64)
+
+
 @pytest.mark.parametrize('variant, layout', KINDS)
 def test_gradients_of_other_formats(backend, variant, layout):
     # Of 16, a LayerNorm of the authors has two numbers, too near each other.
@@ -499,27 +517,3 @@ def test_second_derivative(backend, variant, layout):
         torch.testing.assert_close(
             ours[name].to(expected), expected, rtol=0, atol=bound, msg=name
         )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    release(torch.__version__) < (2, 4, 0),
-    reason='the kernels serve from torch 2.4 on',
-)
-def test_kernels_compile_for_gpus(tmp_path):
-    """The interpreter forgives what the compiler does not."""
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name('compile_kernels.py')],
-        capture_output=True,
-        text=True,
-        env=dict(
-            os.environ,
-            TRITON_INTERPRET='0',
-            TRITON_CACHE_DIR=str(tmp_path),
-            PYTHONPATH=os.pathsep.join(sys.path),
-        ),
-    )
-    assert done.returncode == 0, done.stderr
-    # all of them, and those of a pass with wide offsets too
-    kernels, wide = map(int, done.stdout.split()[-2:])
-    assert kernels > 20 and wide == 4 + 5
