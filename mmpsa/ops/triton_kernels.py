@@ -41,10 +41,10 @@ _PROGRAMS = 4
 _MATRIX, _SUMS, _BLOCK = 16384, 8192, 32
 # Up to so many channels, of few images and of many, and sums of spans, one
 # program computes all vectors of an image. Beyond, it would load too often:
-# there are programs for blocks of the vectors, and a launch for each step that
-# needs the one before.
+# there are programs for blocks of the vectors, of a group of images, and a
+# launch for each step that needs the one before.
 _ALONE_FEW, _ALONE, _MANY = 384, 512, 32
-_MOST_SUMS, _BLOCKS = 16 * _SUMS, 64
+_MOST_SUMS, _BLOCKS, _GROUPS = 16 * _SUMS, 64, 8
 _ALL = tl.constexpr(-1)  # steps
 
 # The vectors of an image, C numbers each, and the scalars behind them.
@@ -58,20 +58,9 @@ _PEAK, _WEIGHT, _BIAS, _DEVIATION, _FOCUS_PEAK, _FOCUS_WEIGHT = (
 )
 # The same of their gradients. Those of weights are of one image.
 (
-    _D_MASK,
-    _D_CHANNEL,
-    _D_QUERY,
-    _GATED_MEAN,
-    _D_LOGITS,
-    _D_SOFTMAX,
-    _D_SP_BV,
-    _D_GATED,
-    _D_MEAN,
-    _D_GAMMA,
-    _D_BETA,
-    _D_VALUE,
-    _D_CONTEXT,
-) = (tl.constexpr(i) for i in range(13))
+    _D_MASK, _D_CHANNEL, _D_QUERY, _GATED_MEAN, _D_LOGITS, _D_SOFTMAX,
+    _D_SP_BV, _D_GATED, _D_MEAN, _D_GAMMA, _D_BETA, _D_VALUE, _D_CONTEXT,
+) = (tl.constexpr(i) for i in range(13))  # fmt: skip
 _D_SLOTS = tl.constexpr(13)  # and one scalar, the gradient of the bias
 
 _EPS = tl.constexpr(1e-5)  # of LayerNorm
@@ -134,58 +123,36 @@ def _pass(kernel, plan, maps, *args, **constants):
     tile = min(_TILE, plan.height * plan.width)
     chunk = min(plan.height, tile // (2 if len(maps) > 2 else 1) // plan.width)
     _launch(
-        kernel,
-        (images * plan.spans,),
-        maps[0],
-        *maps,
-        *args,
-        channels,
-        positions,
-        plan.spans,
-        CHUNK=max(chunk, 1),
-        WIDTH=plan.width,
-        LAST=plan.is_last,
-        UNIT=plan.unit,
+        kernel, (images * plan.spans,), maps[0], *maps, *args, channels,
+        positions, plan.spans, CHUNK=max(chunk, 1), WIDTH=plan.width,
+        LAST=plan.is_last, UNIT=plan.unit,
         OFFSET=tl.int64 if channels * positions >= 2**31 else tl.int32,
-        num_warps=max(tile // _WARP_TILE, 1),
-        **constants,
-    )
+        num_warps=max(tile // _WARP_TILE, 1), **constants,
+    )  # fmt: skip
 
 
 def _on_vectors(kernel, steps, plan, x, *args, **constants):
     """Run the steps of a kernel on every image."""
     images, channels = x.shape[:2]
-    height = plan.height
-    inner = max(channels // 2, 1)
+    height, inner = plan.height, max(channels // 2, 1)
     middle = triton.next_power_of_2(inner)
     rows = triton.next_power_of_2(plan.spans)
     each, blocks, launches = 1, 1, (_ALL.value,)
     most = _ALONE if images >= _MANY else _ALONE_FEW
     if channels > most or height * plan.spans > _MOST_SUMS:
         # Several images for a program, that share a block of a matrix.
-        each = min(triton.cdiv(images, 8), 8)
+        each = min(triton.cdiv(images, _GROUPS), 8)
         blocks = min(_BLOCKS, max(height // 16, 1))
         launches = range(steps)
     for step in launches:
         _launch(
-            kernel,
-            (triton.cdiv(images, each), blocks),
-            x,
-            *args,
-            images,
-            channels,
-            inner,
-            plan.spans,
-            HEIGHT=height,
-            INNER=middle,
-            BLOCKS=blocks,
-            EACH=each,
-            STEP=step,
-            MATRIX=min(_MATRIX, height * middle),
+            kernel, (triton.cdiv(images, each), blocks), x, *args, images,
+            channels, inner, plan.spans, HEIGHT=height, INNER=middle,
+            BLOCKS=blocks, EACH=each, STEP=step, MATRIX=min(_MATRIX, height * middle),
             SUMS=min(_SUMS, height // blocks * rows),
             num_warps=4 if height <= 32 else 8 if height <= 64 else 16,
             **constants,
-        )
+        )  # fmt: skip
 
 
 def _flags(spec):
@@ -301,14 +268,9 @@ def psa_backward(
 
 @triton.jit
 def _span(
-    channels,
-    positions,
-    spans,
-    WIDTH: tl.constexpr,
-    LAST: tl.constexpr,
-    UNIT: tl.constexpr,
-    OFFSET: tl.constexpr,
-):
+    channels, positions, spans, WIDTH: tl.constexpr, LAST: tl.constexpr,
+    UNIT: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
     """The program's image and positions, and which of these exist.
 
     An image may lie further into a tensor than 32 bits count. The sizes come
@@ -447,7 +409,7 @@ def _attended(
     top = float('-inf')
     total = 0.0
     for first in range(0, spans, SPANS):
-        s = first + tl.arange(0, SPANS)
+        s = (first + tl.arange(0, SPANS)).to(tl.int64)
         both = (s < spans)[:, None] & (c < channels)[None, :]
         part = sums + s[:, None] * 2 * channels + c[None, :]
         rows = tl.load(part + channels, mask=both, other=0.0)

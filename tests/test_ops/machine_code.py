@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import triton.backends.nvidia
 
-from dev.launches import launches, loads
+from benchmarks.launches import launches, loads
 from mmpsa.ops import triton_kernels
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / 'bin'
