@@ -10,6 +10,7 @@ several in the kernels of this project, and one in each of torch's. Launches
 are recorded from what runs, but for those that Inductor would make of SE.
 """
 
+import itertools
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -158,31 +159,28 @@ def of_inductor(shape, dtype):
     return forward, total([forward, backward])
 
 
-@lru_cache(maxsize=None)
-def _ttir(key):
-    return _LAUNCHES[key].ttir()
-
-
-_LAUNCHES = {}
+_TTIR = {}  # by what one compilation serves
 
 
 def of_psa(shape, dtype, card):
     """The costs of this project's kernels, paper's parallel form."""
-    costs = []
-    for found in launches(
-        ('paper', 'parallel'), shape, dtype, processors=card.processors
-    ):
-        for launch in found:
-            _LAUNCHES.setdefault(launch.key(), launch)
-        costs.append(
-            total(
-                Cost(1, each.bytes, loads(_ttir(each.key()), each)[1])
-                for each in found
-            )
+
+    def cost(launch):
+        key = launch.key()
+        if key not in _TTIR:
+            _TTIR[key] = launch.ttir()
+        return Cost(1, launch.bytes, loads(_TTIR[key], launch)[1])
+
+    forward, backward = (
+        total(map(cost, found))
+        for found in launches(
+            ('paper', 'parallel'), shape, dtype, processors=card.processors
         )
-    return costs[0], total(costs)
+    )
+    return forward, total([forward, backward])
 
 
+@lru_cache(maxsize=None)
 def predict(shape, dtype, card):
     """The costs by contender: inference, then a training's both directions."""
     channels = shape[1]
@@ -197,40 +195,53 @@ def predict(shape, dtype, card):
     return costs
 
 
-def table(card, dtype):
-    """The prediction for a card, in Markdown; and PSA-p over SE, the largest.
+MODES = ('inference', 'forward and backward')
+DTYPES = (torch.float32, torch.bfloat16)
 
-    Returns:
-        tuple[str, list[float]]: The table; the ratios, of inference and of
-        training.
-    """
-    lines, worst = [], [0, 0]
+
+def ratio(costs, mode, card):
+    """The time of PSA-p over that of SE, by ``costs`` of :func:`predict`."""
+    ours, se = (costs[name][mode].seconds(card) for name in ('PSA-p', 'SE'))
+    return ours / se
+
+
+def table(mode, dtype, card):
+    """The prediction for a card in microseconds, in Markdown."""
+    lines = []
     for network, shapes in SHAPES.items():
         for shape in shapes:
             costs = predict(shape, dtype, card)
-            cells = [f'{network}, {"×".join(map(str, shape))}']
-            for i in range(2):
-                times = [
-                    1e6 * cost[i].seconds(card) for cost in costs.values()
-                ]
-                cells += [f'{time:.0f}' for time in times]
-                worst[i] = max(worst[i], times[0] / times[1])
-                cells.append(f'{times[0] / times[1]:.2f}')
-            lines.append(cells)
-    head = [*costs, 'PSA-p over SE'] * 2
-    lines[:0] = [['µs', *head], ['---', *['--:'] * len(head)]]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines), worst
+            cells = [f'{network}: {"×".join(map(str, shape))}']
+            for cost in costs.values():
+                cells.append(f'{1e6 * cost[mode].seconds(card):.0f}')
+            lines.append([*cells, f'{ratio(costs, mode, card):.2f}'])
+    head = [*costs, 'PSA-p over SE']
+    lines[:0] = [['', *head], ['---', *['--:'] * len(head)]]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def ratios():
+    """The largest ratio of PSA-p to SE for every card, in Markdown."""
+    lines = [['', *CARDS], ['---', *['--:'] * len(CARDS)]]
+    for mode, dtype in itertools.product(range(2), DTYPES):
+        cells = [f'{MODES[mode]}, {str(dtype)[6:]}']
+        for card in CARDS.values():
+            most = max(
+                ratio(predict(shape, dtype, card), mode, card)
+                for shapes in SHAPES.values()
+                for shape in shapes
+            )
+            cells.append(f'{most:.2f}')
+        lines.append(cells)
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def markdown(name):
     """The prediction for a card, by its name in ``CARDS``."""
-    card, parts = CARDS[name], []
-    for dtype in (torch.float32, torch.bfloat16):
-        text, (inference, training) = table(card, dtype)
-        parts += [
-            f'{name}, {str(dtype)[6:]}, predicted: inference, then forward '
-            f'and backward. PSA-p takes at most {inference:.2f} and '
-            f'{training:.2f} times as long as SE.',
-            text,
-        ]
+    parts = []
+    for mode, dtype in itertools.product(range(2), DTYPES):
+        parts.append(f'{name}, {MODES[mode]}, {str(dtype)[6:]}, µs:')
+        parts.append(table(mode, dtype, CARDS[name]))
+    parts.append('The most that PSA-p takes over SE at these shapes:')
+    parts.append(ratios())
     return '\n\n'.join(parts)

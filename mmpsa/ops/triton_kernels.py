@@ -39,8 +39,9 @@ _PROGRAMS = 4
 # Elements of a matrix, or of the sums of spans, that a program loads at a
 # time; of a tile of the weights' gradients, a row and a column.
 _MATRIX, _SUMS, _BLOCK = 16384, 8192, 32
-# Up to so many channels, of few images and of many, and sums of spans, one
-# program computes all vectors of an image. Beyond, it would load too often:
+# Up to so many channels, of few images and of many, one program computes all
+# vectors of an image; if the images are few and their spans many, not even up
+# to these. Beyond, a program would load too often:
 # there are programs for blocks of the vectors, of a group of images, and a
 # launch for each step that needs the one before.
 _ALONE_FEW, _ALONE, _MANY = 384, 512, 32
@@ -138,8 +139,11 @@ def _on_vectors(kernel, steps, plan, x, *args, **constants):
     middle = triton.next_power_of_2(inner)
     rows = triton.next_power_of_2(plan.spans)
     each, blocks, launches = 1, 1, (_ALL.value,)
-    most = _ALONE if images >= _MANY else _ALONE_FEW
-    if channels > most or height * plan.spans > _MOST_SUMS:
+    if images >= _MANY:
+        is_alone = channels <= _ALONE
+    else:
+        is_alone = channels <= _ALONE_FEW and height * plan.spans <= _MOST_SUMS
+    if not is_alone:
         # Several images for a program, that share a block of a matrix.
         each = min(triton.cdiv(images, _GROUPS), 8)
         blocks = min(_BLOCKS, max(height // 16, 1))
@@ -148,7 +152,8 @@ def _on_vectors(kernel, steps, plan, x, *args, **constants):
         _launch(
             kernel, (triton.cdiv(images, each), blocks), x, *args, images,
             channels, inner, plan.spans, HEIGHT=height, INNER=middle,
-            BLOCKS=blocks, EACH=each, STEP=step, MATRIX=min(_MATRIX, height * middle),
+            BLOCKS=blocks, EACH=each, STEP=step,
+            MATRIX=min(_MATRIX, height * middle),
             SUMS=min(_SUMS, height // blocks * rows),
             num_warps=4 if height <= 32 else 8 if height <= 64 else 16,
             **constants,
@@ -512,8 +517,8 @@ def _vectors_kernel(
                 SUMS // COLUMNS, CHANNEL,
             )  # fmt: skip
             # Slots that the layout does not use are zero.
-            slots = tl.arange(0, _SLOTS)[:, None] * channels + b[None, :]
-            tl.store(v + slots, 0.0, mask=(b < channels)[None, :])
+            for slot in range(0, _SLOTS):
+                tl.store(v + slot * channels + b, 0.0, mask=b < channels)
             tl.store(scalars + tl.arange(0, 8), 0.0)
             tl.debug_barrier()
             mean = v + _MEAN * channels + b
