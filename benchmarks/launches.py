@@ -87,7 +87,9 @@ class Launch(NamedTuple):
         return triton.compile(
             self.source(),
             target=GPUTarget('cuda', capability, 32),
-            options=dict(num_warps=self.warps),
+            options=dict(
+                num_warps=self.warps, maxnreg=triton_kernels._REGISTERS
+            ),
         )
 
     def ttir(self):

@@ -36,6 +36,9 @@ _SPAN_BYTES = 2**15
 _LEAST_WIDTH = 32
 # Programs for each multiprocessor: some compute while others wait for memory.
 _PROGRAMS = 4
+# Registers of a thread, at most. Told none, the compiler keeps numbers in
+# memory to make do with fewer.
+_REGISTERS = 128
 # Elements of a matrix, or of the sums of spans, that a program loads at a
 # time; of a tile of the weights' gradients, a row and a column.
 _MATRIX, _SUMS, _BLOCK = 16384, 8192, 32
@@ -113,7 +116,7 @@ def _dense(x):
 def _launch(kernel, grid, like, *args, **constants):
     """Run a kernel on the device of ``like``: each call is one launch."""
     with torch.cuda.device_of(like):
-        kernel[grid](*args, **constants)
+        kernel[grid](*args, maxnreg=_REGISTERS, **constants)
 
 
 def _pass(kernel, plan, maps, *args, **constants):
