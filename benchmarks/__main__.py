@@ -1,6 +1,7 @@
 """Time and memory of PSA, compared with other attention blocks.
 
     python -m benchmarks
+    python -m benchmarks gpu    what to run first on a GPU
 
 Writes tables (NAME.md), a picture (NAME.png) and all figures (NAME.json).
 docs/benchmark.md says what is measured, and how.
@@ -8,6 +9,7 @@ docs/benchmark.md says what is measured, and how.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -145,4 +147,9 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    if sys.argv[1:2] == ['gpu']:
+        from .gpu import main as on_gpu
+
+        on_gpu(sys.argv[2:])
+    else:
+        main()

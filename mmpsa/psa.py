@@ -26,7 +26,7 @@ from mmpsa.ops.checks import dtype_remedy
 from mmpsa.ops.choice import log_backend
 from mmpsa.ops.flops import register_flops
 from mmpsa.ops.reference import Layers
-from mmpsa.ops.spec import named, without_autocast
+from mmpsa.ops.spec import by_name, without_autocast
 
 # Parameters by which a block is known in a state dict, and its variant.
 SIGNATURES = {
@@ -274,7 +274,7 @@ class PolarizedSelfAttention(BaseModule):
 
     def _weights_of(self, tensors):
         if self.variant == 'official':
-            return named(tensors, self.spec)
+            return by_name(tensors, self.spec)
         skipped = (None,) * (8 if self.layout == 'spatial' else 0)
         weights = Weights(*skipped, *tensors)
         scale = self._buffers['mask_scale']

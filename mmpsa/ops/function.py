@@ -8,7 +8,7 @@ from torch import Tensor
 from . import composite, reference, registration
 from .checks import check_input, check_weights
 from .choice import choose_backend, log_backend
-from .spec import Spec, Weights, given, without_autocast
+from .spec import Spec, Weights, as_list, without_autocast
 
 # Who computes what kernels serve.
 OPERATORS = {'cpp': registration.OPS, 'triton': registration.OPS}
@@ -48,7 +48,7 @@ def polarized_self_attention(
     chosen = choose_backend(x, weights, spec, backend)
     log_backend(chosen, spec, x, backend)
     if chosen in OPERATORS:
-        return OPERATORS[chosen].psa.default(x, given(weights), *spec)[0]
+        return OPERATORS[chosen].psa.default(x, as_list(weights), *spec)[0]
     _check_weights(x, weights, spec)
     with without_autocast(x):
         if chosen == 'reference':
@@ -81,4 +81,4 @@ def masks(x: Tensor, weights: Weights, spec: Spec) -> Masks:
 def _check_weights(x, weights, spec):
     """What the operator does itself, for plain torch."""
     if not torch.jit.is_tracing():  # it would record each shape
-        check_weights(x, given(weights), spec)
+        check_weights(x, as_list(weights), spec)

@@ -15,7 +15,7 @@ from . import composite
 from .availability import DTYPES, MISSING
 from .checks import check_backward, check_forward
 from .safety_net import guard
-from .spec import Spec, named, result_like, without_autocast
+from .spec import Spec, by_name, result_like, without_autocast
 
 # The weights are in the order of `shapes`. Where there is a mask_scale, it is
 # the last of them, and the backward returns no gradient for it.
@@ -108,7 +108,7 @@ def _backward_by_torch(g, x, weights, spec, create_graph):
         needed = tensors = [t.detach().requires_grad_() for t in tensors]
     x, *weights = tensors
     with torch.enable_grad(), without_autocast(x):
-        y = composite.forward(x, named([*weights, *scale], spec), spec).y
+        y = composite.forward(x, by_name([*weights, *scale], spec), spec).y
         grads = iter(
             torch.autograd.grad(y, needed, g, create_graph=create_graph)
         )
@@ -122,7 +122,7 @@ def _backward_by_torch(g, x, weights, spec, create_graph):
 def _forward_fallback(x, weights, *spec):
     y, maps, vectors = _empty_psa(x, weights, *spec)
     spec = Spec(*spec)
-    y.copy_(composite.forward(x, named(weights, spec), spec).y)
+    y.copy_(composite.forward(x, by_name(weights, spec), spec).y)
     return y, maps, vectors
 
 

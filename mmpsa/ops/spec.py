@@ -136,7 +136,7 @@ def shapes(spec: Spec, channels: int) -> Dict[str, Tuple[int, ...]]:
     return found
 
 
-def named(tensors: List[Tensor], spec: Spec) -> Weights:
+def by_name(tensors: List[Tensor], spec: Spec) -> Weights:
     """Give names to the list of weights that the operator takes.
 
     Args:
@@ -149,7 +149,7 @@ def named(tensors: List[Tensor], spec: Spec) -> Weights:
     return Weights(**dict(zip(shapes(spec, 0), tensors)))
 
 
-def given(weights: Weights) -> List[Tensor]:
+def as_list(weights: Weights) -> List[Tensor]:
     """The weights as the operator takes them: those that are there."""
     return [weight for weight in weights if weight is not None]
 

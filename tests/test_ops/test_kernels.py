@@ -5,11 +5,7 @@ Triton's kernels run on a GPU if there is one, else interpreted on the CPU.
 
 import copy
 import itertools
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +13,6 @@ from helpers import AUTOCAST_DTYPES, KINDS, compare, extremes, make_block
 from torch._subclasses import FakeTensorMode
 
 from mmpsa import PolarizedSelfAttention, ops
-from mmpsa.compatibility import release
 from mmpsa.ops import (
     BACKENDS,
     LAYOUTS,
@@ -29,6 +24,7 @@ from mmpsa.ops import (
 pytestmark = pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')
 GPU = 'cuda' if torch.cuda.is_available() else 'cpu'
 VALUE_MAP = ('official', 'sequential')
+COLLAPSED = [kind for kind in KINDS if kind != VALUE_MAP]
 HALF = [
     ('triton', torch.bfloat16),
     ('triton', torch.float16),
@@ -275,6 +271,27 @@ def test_most_channels(channels):
     block.to(GPU)
     x = random(GPU, 1, channels, 3, 5)
     assert (block.served_by(x) == 'triton') == (channels <= 2048)
+    compare(block, x, 1e-5, None, torch.float64)
+
+
+@pytest.mark.parametrize('variant, layout', COLLAPSED)
+@pytest.mark.parametrize('memory_format', [NCHW, LAST])
+def test_many_pieces(variant, layout, memory_format, monkeypatch):
+    """Of Triton's kernels, as of larger inputs: all loops run several times.
+
+    And as of many channels: each step of the vectors has its own launch.
+    """
+    if backends()['triton'] is not None:
+        pytest.skip(backends()['triton'])
+    from mmpsa.ops import triton_kernels
+
+    for name, value in dict(
+        _TILE=32, _WARP_TILE=8, _SPAN_BYTES=512, _LEAST_WIDTH=4, _MATRIX=64,
+        _SUMS=32, _BLOCK=16, _ALONE_FEW=0, _BLOCKS=2, _GROUPS=2,
+    ).items():  # fmt: skip
+        monkeypatch.setattr(triton_kernels, name, value)
+    block, device = make('triton', variant, layout, 18)
+    x = random(device, 3, 18, 3, 4).to(memory_format=memory_format)
     compare(block, x, 1e-5, None, torch.float64)
 
 
@@ -578,27 +595,3 @@ def test_second_derivative(collapsed, variant, layout):
         torch.testing.assert_close(
             ours[name].to(expected), expected, rtol=0, atol=bound, msg=name
         )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    release(torch.__version__) < (2, 4, 0),
-    reason='the kernels serve from torch 2.4 on',
-)
-def test_kernels_compile_for_gpus(tmp_path):
-    """The interpreter forgives what the compiler does not."""
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name('compile_kernels.py')],
-        capture_output=True,
-        text=True,
-        env=dict(
-            os.environ,
-            TRITON_INTERPRET='0',
-            TRITON_CACHE_DIR=str(tmp_path),
-            PYTHONPATH=os.pathsep.join(sys.path),
-        ),
-    )
-    assert done.returncode == 0, done.stderr
-    # all of them, and those of a pass with wide offsets too
-    kernels, wide = map(int, done.stdout.split()[-2:])
-    assert kernels > 20 and wide == 4 + 5
