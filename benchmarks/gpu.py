@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from .prediction import CARDS, SHAPES, markdown, predict
 
 DEVICE = 'cuda'
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ['-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-k', 'triton']
+PYTEST = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider']
 # Seconds from the start: until then a part may begin another case or go on.
 TESTED, SANITIZED, BLOCKS, NETWORKS = 150, 240, 450, 570
 
@@ -160,16 +161,19 @@ def measured(begun):
 
     yield environment()
     yield '## Tests of the kernels'
-    yield tests([sys.executable, *TESTS, 'tests/test_ops'], left(TESTED))
+    command = [*PYTEST, '-m', 'not slow', '-k', 'triton or pieces']
+    if find_spec('xdist'):  # most of the time is the compiler's
+        command += ['-n', str(min(os.cpu_count(), 8))]
+    yield tests([*command, 'tests/test_ops'], left(TESTED))
     sanitizer = shutil.which('compute-sanitizer')
     yield '## compute-sanitizer'
     if sanitizer is None:
         yield 'It is not installed here.'
     else:
-        command = [sanitizer, '--error-exitcode', '1', sys.executable, *TESTS]
-        command[-1] += ' and equals_reference'
-        command.append('tests/test_ops/test_kernels.py')
-        yield tests(command, left(SANITIZED))
+        command = [sanitizer, '--error-exitcode', '1', *PYTEST]
+        command += ['-k', 'equals_reference and triton and parallel']
+        file = 'tests/test_ops/test_kernels.py'
+        yield tests([*command, file], left(SANITIZED))
     name = torch.cuda.get_device_name()
     card = card_of(name)
     cases.CONTENDERS = contenders()

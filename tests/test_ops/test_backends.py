@@ -356,9 +356,12 @@ class Recorder(TorchDispatchMode):
     availability.MISSING['triton'], reason='there is no Triton to launch with'
 )
 @pytest.mark.parametrize('variant, layout', COLLAPSED)
-@pytest.mark.parametrize('channels', [8, 512])
-def test_launches(variant, layout, channels, monkeypatch):
-    """Three forward and four backward; five forward in the authors' form."""
+@pytest.mark.parametrize('images, channels', [(2, 8), (2, 384), (32, 512)])
+def test_launches(variant, layout, images, channels, monkeypatch):
+    """Three forward, four backward; five forward in the authors' form.
+
+    And none of torch's beside them.
+    """
     from mmpsa.ops import triton_kernels as kernels
 
     block = make_block(variant, layout, channels)
@@ -366,7 +369,7 @@ def test_launches(variant, layout, channels, monkeypatch):
     monkeypatch.setattr(
         kernels, '_launch', lambda kernel, *args, **_: launches.append(kernel)
     )
-    x = torch.randn(2, channels, 6, 5)
+    x = torch.randn(images, channels, 6, 5)
     weights = [weight for weight in block.weights if weight is not None]
     with torch.no_grad(), Recorder() as recorder:
         y, *saved = kernels.psa(x, weights, *block.spec)

@@ -24,7 +24,6 @@ from mmpsa.ops import (
 pytestmark = pytest.mark.filterwarnings('ignore:::triton.runtime.interpreter')
 GPU = 'cuda' if torch.cuda.is_available() else 'cpu'
 VALUE_MAP = ('official', 'sequential')
-COLLAPSED = [kind for kind in KINDS if kind != VALUE_MAP]
 HALF = [
     ('triton', torch.bfloat16),
     ('triton', torch.float16),
@@ -274,7 +273,9 @@ def test_most_channels(channels):
     compare(block, x, 1e-5, None, torch.float64)
 
 
-@pytest.mark.parametrize('variant, layout', COLLAPSED)
+@pytest.mark.parametrize(
+    'variant, layout', [kind for kind in KINDS if kind != VALUE_MAP]
+)
 @pytest.mark.parametrize('memory_format', [NCHW, LAST])
 def test_many_pieces(variant, layout, memory_format, monkeypatch):
     """Of Triton's kernels, as of larger inputs: all loops run several times.

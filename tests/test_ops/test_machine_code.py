@@ -68,7 +68,7 @@ SHAPES = {
 }
 
 
-def read(cases, tmp_path):
+def read(cases):
     """What ``machine_code.py`` says, by case."""
     script = Path(__file__).with_name('machine_code.py')
     done = subprocess.run(
@@ -78,7 +78,6 @@ def read(cases, tmp_path):
         env=dict(
             os.environ,
             TRITON_INTERPRET='0',
-            TRITON_CACHE_DIR=str(tmp_path),
             PYTHONPATH=os.pathsep.join(sys.path),
         ),
     )
@@ -103,15 +102,14 @@ def check(rows, width=16, iterations=16):
 
 
 @pytest.mark.parametrize('where', SHAPES)
-def test_in_networks(where, tmp_path):
-    """Each shape in each dtype and format, each on one of the GPUs."""
+def test_in_networks(where):
+    """Each shape in each dtype; each format and each GPU in turn."""
     cases = [
-        [PAPER, shape, dtype, last, TARGETS[(i + j + last) % 3]]
+        [PAPER, shape, dtype, (i + j) % 2 == 1, TARGETS[(i + j) % 3]]
         for i, shape in enumerate(SHAPES[where])
         for j, dtype in enumerate(DTYPES)
-        for last in (False, True)
     ]
-    for case, rows in zip(cases, read(cases, tmp_path)):
+    for case, rows in zip(cases, read(cases)):
         check(rows)
         assert sum(row['kernel'] in PASSES for row in rows) == 4
         images, channels, *_ = case[1]
@@ -119,11 +117,11 @@ def test_in_networks(where, tmp_path):
         assert len(rows) == (7 if alone else 12)
 
 
-@pytest.mark.parametrize('channels', [1, 32, 520])
+@pytest.mark.parametrize('channels', [1, 520])
 @pytest.mark.parametrize('kind', [k for k in KINDS if k != VALUE_MAP])
-def test_every_form(kind, channels, tmp_path):
+def test_every_form(kind, channels):
     shape = (2, channels, 8, 8)
-    (rows,) = read([(kind, shape, 'float32', False, 80)], tmp_path)
+    (rows,) = read([(kind, shape, 'float32', False, 80)])
     check(rows)
 
 
@@ -139,17 +137,17 @@ def test_every_form(kind, channels, tmp_path):
         ((2, 18, 64, 48), 'float16', True, 4),
     ],
 )
-def test_rows_that_no_wide_load_divides(shape, dtype, last, width, tmp_path):
+def test_rows_that_no_wide_load_divides(shape, dtype, last, width):
     """16 bytes where the length of a row in memory allows it."""
-    (rows,) = read([(PAPER, shape, dtype, last, 90)], tmp_path)
+    (rows,) = read([(PAPER, shape, dtype, last, 90)])
     widths = {each for row in rows for each in row['x']}
     assert widths == {width}
 
 
 @pytest.mark.parametrize('last', [False, True])
-def test_images_of_more_than_32_bits(last, tmp_path):
+def test_images_of_more_than_32_bits(last):
     case = (PAPER, (2, 64, 2**13, 2**13), 'bfloat16', last, 90)
-    (rows,) = read([case], tmp_path)
+    (rows,) = read([case])
     check(rows, iterations=2**20)
     assert [row['is_wide'] for row in rows] == [
         row['kernel'] in PASSES for row in rows
