@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import sys
 from pathlib import Path
 
 import torch
@@ -12,35 +11,16 @@ from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmpose.testing import get_packed_inputs
-from torch import nn
 
-import mmpsa  # noqa: F401  (plugins in backbones)
-
-try:
-    from timm.layers import create_attn
-except ImportError:
-    sys.exit(
-        'The benchmark compares with the attention blocks of timm, which is '
-        f'not installed: {sys.executable} -m pip install --no-deps timm'
-    )
-
-
-class Timm(nn.Module):
-    """An attention block of timm as a plugin, as timm's networks have it."""
-
-    _abbr_ = 'attention'
-
-    def __new__(cls, in_channels, name):
-        return create_attn(name, in_channels)
-
+import mmpsa  # noqa: F401  (plugins, and backbones that take them)
 
 CONTENDERS = {  # name: the plugin
     'no attention': None,
-    'SE': dict(type=Timm, name='se'),
-    'ECA': dict(type=Timm, name='eca'),
-    'CBAM': dict(type=Timm, name='cbam'),
-    'coordinate': dict(type=Timm, name='coord'),
-    'global context': dict(type=Timm, name='gc'),
+    'SE': dict(type='timm_se'),
+    'ECA': dict(type='timm_eca'),
+    'CBAM': dict(type='timm_cbam'),
+    'coordinate': dict(type='timm_coord'),
+    'global context': dict(type='timm_gc'),
     'ContextBlock': dict(type='ContextBlock', ratio=1 / 16),
     'NonLocal2d': dict(type='NonLocal2d'),
     'PSA-p, reference': dict(type='PSA', backend='reference'),

@@ -130,7 +130,7 @@ def test_without_timm(tmp_path):
     result = run('--quick', path=tmp_path)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].endswith(
-        'pip install --no-deps timm'
+        'pip install --upgrade --no-deps timm'
     )
 
 
