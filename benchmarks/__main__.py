@@ -18,6 +18,7 @@ import mmpsa
 from . import report
 from .cases import (
     BASE,
+    CONTENDERS,
     DTYPES,
     NETWORK,
     QUICK_NETWORK,
@@ -69,6 +70,13 @@ def arguments():
         '--shapes without values leaves single blocks out',
     )
     parser.add_argument(
+        '--types',
+        nargs='*',
+        default=[],
+        metavar='TYPE',
+        help='more plugins to measure as single blocks, as timm_ela',
+    )
+    parser.add_argument(
         '--network',
         help='the config of a top-down pose estimator instead of HRNet-W32; '
         "'' leaves networks out",
@@ -116,6 +124,7 @@ def main():
     environment = environment_of(args.device)
     print(', '.join(f'{key} {value}' for key, value in environment.items()))
     rounds, seconds = (3, 0.02) if args.quick else (9, 0.1)
+    CONTENDERS.update({kind: dict(type=kind) for kind in args.types})
     rows = []
     run = args.shapes, args.network or None, args.dtypes, args.device
     for case, calls in cases(*run):

@@ -21,6 +21,7 @@ BLOCKS = {
     'PSA-p, reference',
     'PSA-p',
     'PSA-s',
+    'timm_ese',
 }
 
 
@@ -41,7 +42,7 @@ def written(tmp_path_factory):
     result = run(
         *('--device', 'cpu', '--quick', '--network', NETWORK, '--out', out),
         *('--dtypes', 'float32', 'bfloat16'),
-        *('--shapes', '2x16x4x6', '1x16x160x150'),
+        *('--types', 'timm_ese', '--shapes', '2x16x4x6', '1x16x160x150'),
     )
     assert result.returncode == 0, result.stderr
     rows = json.loads(out.with_suffix('.json').read_text())['rows']
