@@ -19,6 +19,7 @@ import mmpsa
 
 from . import report
 from .cases import (
+    ALIKE,
     BASE,
     CONTENDERS,
     DTYPES,
@@ -26,6 +27,7 @@ from .cases import (
     QUICK_NETWORK,
     QUICK_SHAPES,
     SHAPES,
+    TOLERANCE,
     cases,
 )
 from .measure import compare
@@ -130,8 +132,15 @@ def main():
     rows = []
     run = args.shapes, args.network or None, args.dtypes, args.device
     for case, calls in cases(*run):
-        base = BASE[case['part']]
-        found = compare(calls, base, args.device, rounds, seconds)
+        found = compare(
+            calls,
+            BASE[case['part']],
+            ALIKE,
+            TOLERANCE[case['dtype']],
+            args.device,
+            rounds,
+            seconds,
+        )
         rows += [{**case, **row} for row in found]
         print(f'\n{", ".join(case.values())}')
         for row in found:

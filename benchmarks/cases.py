@@ -11,8 +11,12 @@ from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmpose.testing import get_packed_inputs
+from torch import nn
 
-import mmpsa  # noqa: F401  (plugins, and backbones that take them)
+import mmpsa
+
+# One for each shape and mode that a network has.
+torch._dynamo.config.cache_size_limit = 64
 
 CONTENDERS = {  # name: the plugin
     'no attention': None,
@@ -24,11 +28,23 @@ CONTENDERS = {  # name: the plugin
     'ContextBlock': dict(type='ContextBlock', ratio=1 / 16),
     'NonLocal2d': dict(type='NonLocal2d'),
     'PSA-p, reference': dict(type='PSA', backend='reference'),
+    'PSA-p, torch': dict(type='PSA', backend='torch'),
+    'PSA-p, Inductor': dict(type='PSA', backend='torch'),  # torch.compile
     'PSA-p': dict(type='PSA'),
     'PSA-s': dict(type='PSA', layout='sequential'),
 }
 # In networks; each is held in memory with its optimizer's state.
-IN_NETWORKS = ('no attention', 'SE', 'CBAM', 'PSA-p, reference', 'PSA-p')
+IN_NETWORKS = (
+    'no attention',
+    'SE',
+    'CBAM',
+    'PSA-p, reference',
+    'PSA-p, torch',
+    'PSA-p, Inductor',
+    'PSA-p',
+)
+# They compute the same function. Results are compared with the first's.
+ALIKE = tuple(name for name in CONTENDERS if name.startswith('PSA-p'))
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
 SHAPES = [  # N, C, H, W
@@ -52,6 +68,9 @@ QUICK_NETWORK = str(
 )
 # The contender whose time the others are divided by, in each part.
 BASE = {'block': 'SE', 'network': 'no attention'}
+# How far the results of contenders that are alike may be apart, in parts of
+# the largest value.
+TOLERANCE = {'float32': 1e-3, 'bfloat16': 2e-2}
 BATCH = {'cpu': 8, 'cuda': 64}
 
 # The largest map of all pairs of positions that NonLocal2d may make.
@@ -69,6 +88,25 @@ def names_for(dtype):
         for name in CONTENDERS
         if dtype == 'float32' or 'reference' not in name
     ]
+
+
+def prepare(module, name):
+    """Draw the weights of PSA, the same each time, and compile its blocks.
+
+    By its own start, PSA multiplies its input by nearly the same number,
+    whatever it computes.
+
+    Args:
+        module (nn.Module): A contender, or a network with it.
+        name (str): The contender's.
+    """
+    torch.manual_seed(0)
+    for block in module.modules():
+        if isinstance(block, mmpsa.PSA):
+            for parameter in block.parameters():
+                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+            if name.endswith('Inductor'):
+                block.compile(dynamic=False, fullgraph=True)
 
 
 def autocast(device, dtype):
@@ -97,6 +135,9 @@ def blocks(shape, dtype, device):
         for name in names_for(dtype)
         if CONTENDERS[name] is not None
     }
+    torch._dynamo.reset()  # or it stops to compile after some shapes
+    for name, module in modules.items():
+        prepare(module, name)
 
     def forward_of(module):
         if dtype == 'float32':
@@ -140,9 +181,9 @@ def networks(path, dtype, device):
         device (str): ``'cpu'`` or ``'cuda'``.
 
     Yields:
-        tuple[str, dict]: ``'training step'`` (loss, backward, AdamW) and
-        ``'inference'`` (the network without flip test and decoding), and the
-        calls by contender.
+        tuple[str, dict]: ``'inference'`` (the network without flip test and
+        decoding) and ``'training step'`` (loss, backward, AdamW), and the
+        calls by contender. They return heatmaps and the loss.
     """
     cfg = get_config(path) if '::' in path else Config.fromfile(path)
     # numpy computes it, and does not take bfloat16.
@@ -158,9 +199,12 @@ def networks(path, dtype, device):
     samples = [sample.to(device) for sample in samples]
     images = torch.randn(BATCH[device], 3, height, width, device=device)
     models, optimizers = {}, {}
+    torch._dynamo.reset()
     for name in IN_NETWORKS:
         if name in names_for(dtype):
+            torch.manual_seed(0)
             model = network(cfg, CONTENDERS[name]).to(device)
+            prepare(model, name)
             models[name] = model
             optimizers[name] = torch.optim.AdamW(model.parameters())
 
@@ -171,12 +215,14 @@ def networks(path, dtype, device):
         loss.backward()
         optimizers[name].step()
         optimizers[name].zero_grad()
+        return loss.detach()
 
     def infer(name):
         with autocast(device, dtype), torch.no_grad():
             return models[name](images, None)
 
-    for mode, step in (('training step', train), ('inference', infer)):
+    # Inference first, while all have the weights that they start with.
+    for mode, step in (('inference', infer), ('training step', train)):
         for model in models.values():
             model.train(step is train)
         yield mode, {name: lambda n=name, s=step: s(n) for name in models}

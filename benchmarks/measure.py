@@ -75,13 +75,36 @@ def peak_memory(call, device):
     return max(sums, default=0)
 
 
-def compare(calls, base, device, rounds, seconds):
+def difference(result, expected):
+    """The largest difference of results, in parts of the largest value.
+
+    Args:
+        result (Tensor or sequence[Tensor]): What a call returns.
+        expected (Tensor or sequence[Tensor]): What it is compared with.
+
+    Returns:
+        float: The largest of all tensors.
+    """
+    if torch.is_tensor(result):
+        result, expected = [result], [expected]
+    peaks = [tensor.abs().max().item() for tensor in expected]
+    floor = 1e-3 * max(peaks)  # some gradients are zero but for rounding
+    return max(
+        (ours.double() - tensor.double()).abs().max().item() / max(peak, floor)
+        for ours, tensor, peak in zip(result, expected, peaks)
+    )
+
+
+def compare(calls, base, alike, tolerance, device, rounds, seconds):
     """Time and memory of the contenders of a case.
 
     Args:
         calls (dict[str, Callable or str]): By contender; a string says why
             there is none.
         base (str): The contender whose time the others are divided by.
+        alike (sequence[str]): Those whose results must match the first's.
+        tolerance (float): How far they may be apart, as of
+            :func:`difference`.
         device (str): ``'cpu'`` or ``'cuda'``.
         rounds (int): As in :func:`times`.
         seconds (float): As in :func:`times`.
@@ -89,18 +112,23 @@ def compare(calls, base, device, rounds, seconds):
     Returns:
         list[dict]: Of each its ``contender``, ``base``, and either
         ``median`` and ``iqr`` (seconds of a call), ``ratio`` (to the base's
-        median) and ``peak_bytes``, or a ``note`` that says why not.
+        median) and ``peak_bytes``, or a ``note`` that says why not. Of those
+        alike ``difference`` and ``matches`` too.
     """
-    notes, able = {}, {}
+    notes, able, results = {}, {}, {}
     for name, call in calls.items():
         if isinstance(call, str):
             notes[name] = call
             continue
         try:
-            call()
+            result = call()
             able[name] = call
+            if name in alike:
+                results[name] = result
         except torch.cuda.OutOfMemoryError:
             notes[name] = 'out of memory'
+    expected = next(iter(results.values()), None)
+    apart = {k: difference(v, expected) for k, v in results.items()}
     found = times(able, device, rounds, seconds)
     rows = []
     for name, call in calls.items():
@@ -113,6 +141,10 @@ def compare(calls, base, device, rounds, seconds):
                 iqr=found[name].iqr,
                 ratio=found[name].median / found[base].median,
                 peak_bytes=peak_memory(call, device),
+            )
+        if name in apart:
+            row.update(
+                difference=apart[name], matches=apart[name] <= tolerance
             )
         rows.append(row)
     return rows

@@ -7,10 +7,18 @@ import matplotlib.pyplot as plt
 plt.switch_backend('agg')
 
 CELLS = {  # table: what stands in it, from a row
-    'Time, ms': lambda row: f'{1000 * row["median"]:.2f}',
+    'Time, ms ± its interquartile range': lambda row: (
+        f'{1000 * row["median"]:.2f} ± {1000 * row["iqr"]:.2f}'
+    ),
     'Time over {base}': lambda row: f'{row["ratio"]:.2f}',
     'Peak memory, MB': lambda row: f'{row["peak_bytes"] / 1e6:.1f}',
 }
+
+
+def matching(row):
+    """Whether a contender's results match, and how far they are apart."""
+    word = 'matches' if row['matches'] else 'differs'
+    return f'{word}, {row["difference"]:.0e}'
 
 
 def groups(rows, *keys):
@@ -31,6 +39,7 @@ def line(row):
         f'{name}{milliseconds:10.3f} ms ± {spread:.3f}, '
         f'{row["ratio"]:6.2f} × {row["base"]}, '
         f'{row["peak_bytes"] / 1e6:8.1f} MB'
+        + (f', {matching(row)}' if 'matches' in row else '')
     )
 
 
@@ -74,6 +83,11 @@ def markdown(rows, environment, picture):
         for title, cell in CELLS.items():
             parts.append(f'{title.format(base=found[0]["base"])}:')
             parts.append(table(found, cell))
+        alike = [row for row in found if 'matches' in row]
+        if alike:
+            first = alike[0]['contender']
+            parts.append(f'Results against those of {first}:')
+            parts.append(table(alike, matching))
     notes = groups([row for row in rows if 'note' in row], 'contender', 'note')
     for (name, note), found in notes.items():
         where = ', '.join(dict.fromkeys(row['where'] for row in found))

@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import REPO
+
+from benchmarks import measure, report
 
 pytestmark = pytest.mark.slow
 NETWORK = 'configs/quickstart/td-hm_res18-w32_1xb16-5e_figures-64x64.py'
@@ -19,10 +22,14 @@ BLOCKS = {
     'ContextBlock',
     'NonLocal2d',
     'PSA-p, reference',
+    'PSA-p, torch',
+    'PSA-p, Inductor',
     'PSA-p',
     'PSA-s',
     'timm_ese',
 }
+
+ALIKE = {name for name in BLOCKS if name.startswith('PSA-p')}
 
 
 def run(*arguments, path=REPO):
@@ -64,7 +71,7 @@ def test_every_contender_in_every_case(written):
     for (part, where, dtype, mode), case in cases.items():
         names = set(BLOCKS)
         if part == 'network':
-            names = {'no attention', 'SE', 'CBAM', 'PSA-p', 'PSA-p, reference'}
+            names = {'no attention', 'SE', 'CBAM', *ALIKE}
         if dtype == 'bfloat16':  # no other backend stands in for it
             names.discard('PSA-p, reference')
         assert set(case) == names
@@ -80,6 +87,37 @@ def test_every_contender_in_every_case(written):
                 )
                 item = 4 if dtype == 'float32' else 2
                 assert row['peak_bytes'] >= size * item
+
+
+def test_those_alike_match(written):
+    rows, out, _ = written
+    for case in cases_of(rows).values():
+        assert {k for k, row in case.items() if 'matches' in row} == (
+            ALIKE & case.keys()
+        )
+        apart = [row for row in case.values() if 'matches' in row]
+        assert apart[0]['difference'] == 0  # it is the first itself
+        assert all(row['matches'] for row in apart)
+        assert any(row['difference'] > 0 for row in apart)
+    text = out.with_suffix('.md').read_text()
+    assert text.count('Results against those of PSA-p, reference:') == 4
+    assert text.count('Results against those of PSA-p, torch:') == 4
+    assert text.count('| matches, ') == sum('matches' in row for row in rows)
+
+
+def test_what_does_not_match_is_told():
+    x = torch.ones(3)
+    calls = dict(a=lambda: x, b=lambda: x + 0.1, c=lambda: (x * 2).sum())
+    found = measure.compare(calls, 'a', ('a', 'b'), 1e-3, 'cpu', 1, 1e-3)
+    a, b, c = found
+    assert (a['matches'], b['matches']) == (True, False)
+    assert b['difference'] == pytest.approx(0.1)
+    assert 'matches' not in c
+    assert report.line(b).endswith('differs, 1e-01')
+    # of a tuple the worst, each against its own size
+    pair = x, 100 * x
+    assert measure.difference((x, 100 * x + 1), pair) == pytest.approx(0.01)
+    assert measure.difference((x + 0.1, 100 * x), pair) == pytest.approx(0.1)
 
 
 def test_training_takes_more_than_inference(written):
@@ -106,7 +144,12 @@ def test_tables_say_what_the_figures_say(written):
         section = text.split(head)[1].split('\n## ')[0]
         base = next(iter(case.values()))['base']
         for title, cell in (
-            ('Time, ms', lambda row: f'{1000 * row["median"]:.2f}'),
+            (
+                'Time, ms ± its interquartile range',
+                lambda row: (
+                    f'{1000 * row["median"]:.2f} ± {1000 * row["iqr"]:.2f}'
+                ),
+            ),
             (f'Time over {base}', lambda row: f'{row["ratio"]:.2f}'),
             (
                 'Peak memory, MB',
