@@ -234,9 +234,9 @@ def draw_masks(record: MaskRecord) -> np.ndarray:
     axes[0, 0].imshow(record.image)
     kinds = {masks.kind: None for masks in record.masks.values()}
     legend = [
-        f'Left: the input of the network, {width}×{height} pixels. Below, drawn\n'
-        'over it, dark: least passes; bright: most passes. Each row has\n'
-        'its own scale.',
+        f'Left: the input of the network, {width}×{height} pixels.\n'
+        'Below, drawn over it, dark: least passes; bright: most passes.\n'
+        'Each row has its own scale.',
         *(_LEGEND[kind] for kind in kinds),
     ]
     axes[0, 2].text(0, 0.5, '\n\n'.join(legend), va='center')
