@@ -29,7 +29,7 @@ from dev.small_backbones import BACKBONES
 from mmpsa.visualization import (
     PSAVisualizationHook,
     draw_masks,
-    find_psa,
+    find_plugins,
     record_masks,
 )
 
@@ -90,7 +90,7 @@ def record_of(model, inputs):
 class TestFind:
     def test_last_of_each_stage(self):
         names = [f'backbone.layer{n}.1.psa' for n in (1, 2, 3, 4)]
-        assert list(find_psa(build({}))) == names
+        assert list(find_plugins(build({}))) == names
 
     def test_last_of_each_branch(self):
         names = ['backbone.layer1.0.psa'] + [
@@ -98,11 +98,11 @@ class TestFind:
             for n in (2, 3, 4)
             for branch in range(n)
         ]
-        assert list(find_psa(build({}, name='HRNet'))) == names
+        assert list(find_plugins(build({}, name='HRNet'))) == names
 
     def test_each_plugin(self):
         model = build({}, dict(layout='channel', postfix='_b'))
-        assert [name for name in find_psa(model) if 'layer2' in name] == [
+        assert [name for name in find_plugins(model) if 'layer2' in name] == [
             'backbone.layer2.1.psa',
             'backbone.layer2.1.psa_b',
         ]
@@ -138,7 +138,7 @@ class TestFind:
         plugins = [dict(cfg=dict(type='PSA'), position=position)]
         model = nn.Module()
         model.backbone = build_backbone(codebase, name, plugins=plugins)
-        assert list(find_psa(model)) == [f'backbone.{x}' for x in names]
+        assert list(find_plugins(model)) == [f'backbone.{x}' for x in names]
 
     def test_modules_by_name(self):
         """Each in the stage of the module that it follows."""
@@ -146,7 +146,7 @@ class TestFind:
         plugins = [dict(cfg=dict(type='PSA'), modules=modules)]
         model = nn.Module()
         model.backbone = build_backbone('mmpose', 'ResNet18', plugins=plugins)
-        assert list(find_psa(model)) == [
+        assert list(find_plugins(model)) == [
             'backbone.layer3.1.psa',
             'backbone.after_module.layer2.psa',
             'backbone.after_module.conv1.psa',
@@ -164,7 +164,7 @@ class TestFind:
                 plugins=[plugin],
             )
         )
-        names = [*find_psa(model)]
+        names = [*find_plugins(model)]
         assert names[:4] == [f'backbone.layer{n}.1.psa' for n in (1, 2, 3, 4)]
         assert names[4:] == [f'neck.fpn_convs.{n}.psa' for n in (0, 1)]
 
@@ -172,11 +172,11 @@ class TestFind:
         model = build({})
         wrapped = nn.Module()
         wrapped.module = nn.DataParallel(model)
-        assert find_psa(wrapped) == find_psa(model)
+        assert find_plugins(wrapped) == find_plugins(model)
 
     def test_none(self):
-        with pytest.raises(ValueError, match='Mean has no PSA'):
-            find_psa(build())
+        with pytest.raises(ValueError, match='Mean has no plugins'):
+            find_plugins(build())
 
 
 class TestRecord:
@@ -186,7 +186,7 @@ class TestRecord:
     def test_masks_of_the_first_sample(self, layout):
         model, inputs = build(dict(layout=layout)), {}
         expected = model.val_step(dict(inputs=pictures()))
-        blocks = find_psa(model)
+        blocks = find_plugins(model)
         handles = [
             block.register_forward_hook(
                 lambda block, args, out: inputs.update({block: args[0]})
@@ -256,6 +256,94 @@ class TestRecord:
         grey = pictures(channels=1)
         image = record_of(model, grey).image
         np.testing.assert_array_equal(image, np.stack([grey[0][0]] * 3, 2))
+
+
+@MODELS.register_module()
+class Doubled(nn.Module):
+    """Works in place."""
+
+    def __init__(self, in_channels):
+        super().__init__()
+
+    def forward(self, x):
+        return x.mul_(2)
+
+
+@MODELS.register_module()
+class Halves(Doubled):
+    """Halves the second half of the channels, and says so."""
+
+    def masks(self, x):
+        mask = torch.ones_like(x[:, :, :1, :1])
+        mask[:, mask.shape[1] // 2 :] = 0.5
+        return mask, None
+
+    def forward(self, x):
+        return x * self.masks(x)[0]
+
+
+def model_of(kind, **more):
+    model = model_cfg()
+    entry = dict(cfg=dict(type=kind), position='after_conv1', **more)
+    model['backbone']['plugins'] = [entry]
+    torch.manual_seed(0)
+    return MODELS.build(model).eval()
+
+
+class TestAnyPlugin:
+    NAMES = [f'backbone.layer{n}.1' for n in (1, 2, 3, 4)]
+
+    def masks_of(self, model):
+        masks = record_of(model, pictures()).masks
+        assert [name.rpartition('.')[0] for name in masks] == self.NAMES
+        return masks
+
+    @pytest.mark.parametrize(
+        'kind, more, expected',
+        [('Doubled', {}, 2), ('Doubled', dict(identity_init=True), 1)],
+    )
+    def test_gain(self, kind, more, expected):
+        for masks in self.masks_of(model_of(kind, **more)).values():
+            channels, height, width = masks.shape
+            assert masks.kind == 'gain'
+            assert masks.channel.shape == (channels, 1, 1)
+            assert masks.spatial.shape == (1, height, width)
+            for gain in masks[2:]:
+                known = gain[~np.isnan(gain)]
+                assert known.size > gain.size / 2
+                np.testing.assert_allclose(known, expected, rtol=1e-5)
+
+    def test_gain_is_of_its_position_and_channel(self):
+        model = model_of('timm_cbam')
+        seen = {}
+        plugin = model.backbone.layer2[1].cbam
+        handle = plugin.register_forward_hook(
+            lambda plugin, args, output: seen.update(x=args[0], y=output)
+        )
+        masks = self.masks_of(model)['backbone.layer2.1.cbam']
+        handle.remove()
+        x, y = (seen[key][0].detach().abs() for key in 'xy')
+        for gain, over in ((masks.channel, (1, 2)), (masks.spatial, 0)):
+            expected = y.mean(over) / x.mean(over)
+            np.testing.assert_allclose(gain.squeeze(), expected, rtol=1e-4)
+
+    def test_no_gain_where_the_input_is_zero(self):
+        model = model_of('Doubled')
+        nn.init.zeros_(model.backbone.layer1[1].bn1.weight)
+        model.backbone.layer1[1].bn1.bias.data[0] = -1
+        model.backbone.layer1[1].bn1.bias.data[1:] = 1
+        record = record_of(model, pictures())
+        gain = record.masks['backbone.layer1.1.doubled'].channel.ravel()
+        assert np.isnan(gain[0]) and (gain[1:] == 2).all()
+        draw_masks(record)
+
+    def test_masks_of_its_own(self):
+        record = record_of(model_of('Halves'), pictures())
+        for masks in record.masks.values():
+            assert masks.kind == 'mask' and masks.spatial is None
+            half = masks.channel.size // 2
+            assert masks.channel.ravel().tolist() == [1] * half + [0.5] * half
+        assert draw_masks(record).shape[0] > 4 * 200
 
 
 class TestDraw:
@@ -427,7 +515,7 @@ class TestHook:
 
     def test_model_without_psa(self, tmp_path):
         runner = make_runner(tmp_path, [HOOK], model_cfg())
-        with pytest.raises(ValueError, match='no PSA'):
+        with pytest.raises(ValueError, match='no plugins'):
             runner.train()
         assert runner.iter == 0
 
@@ -476,7 +564,7 @@ class TestTool:
         assert picture.shape[0] > 4 * 200
 
     def test_model_without_psa(self, run):
-        with pytest.raises(ValueError, match='no PSA'):
+        with pytest.raises(ValueError, match='no plugins'):
             run('mmseg', suffix='')
 
     def test_other_codebase(self, tmp_path):

@@ -1,4 +1,4 @@
-"""Draw the PSA masks of a trained model for an image."""
+"""Draw the masks of a trained model's plugins for an image."""
 
 import argparse
 from importlib import import_module

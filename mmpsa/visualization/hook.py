@@ -1,4 +1,4 @@
-"""Gives the masks of PSA to the visualizer of a run."""
+"""Gives the masks of plugins to the visualizer of a run."""
 
 from contextlib import ExitStack
 
@@ -6,12 +6,12 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from .masks import draw_masks, find_psa, record_masks
+from .masks import draw_masks, find_plugins, record_masks
 
 
 @HOOKS.register_module()
 class PSAVisualizationHook(Hook):
-    """Draws the masks of a model's PSA blocks while it is validated or tested.
+    """Draws the masks of a model's plugins while it is validated or tested.
 
     The pictures go to every backend of the run's visualizer, TensorBoard's
     included. A picture is called ``val_psa_N`` or ``test_psa_N``, shows the
@@ -25,7 +25,7 @@ class PSAVisualizationHook(Hook):
 
     Raises:
         ValueError: If ``interval`` is not a positive int, or, before the run,
-            if the model has no PSA blocks.
+            if the model has no plugins.
     """
 
     def __init__(self, interval: int = 50):
@@ -37,7 +37,7 @@ class PSAVisualizationHook(Hook):
         self._recording = ExitStack()
 
     def before_run(self, runner):
-        find_psa(runner.model)
+        find_plugins(runner.model)
 
     def _before_iter(self, runner, batch_idx, data_batch=None, mode='train'):
         if self._is_drawn(batch_idx, mode):

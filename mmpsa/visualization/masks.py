@@ -1,4 +1,4 @@
-"""Records the masks of a model's PSA blocks while it runs, and draws them."""
+"""Records what plugins do to a model's maps while it runs, and draws it."""
 
 from contextlib import contextmanager
 from typing import Dict, Iterator, NamedTuple, Optional, Tuple
@@ -7,28 +7,38 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmpsa.plugins.sites import join
 from mmpsa.plugins.stages import stage_of
 from mmpsa.plugins.validation import AFTER_MODULE, AFTER_STAGE
 from mmpsa.psa import PolarizedSelfAttention
 
-_LEGEND = (
-    'Left: the input of the network, {}×{} pixels.\n\n'
-    'Spatial mask: a factor for each position, the same in all channels,\n'
-    'drawn over the input. Dark: least passes; bright: most passes. Each\n'
-    'mask has its own scale.\n\n'
-    'Channel mask: a factor for each channel, the same at all positions.\n\n'
-    'parallel: features × channel mask + features × spatial mask\n'
-    'sequential: features × channel mask × spatial mask'
-)
+_LEGEND = {
+    'mask': (
+        'Spatial mask: a factor for each position, the same in all channels.\n'
+        'Channel mask: a factor for each channel, the same at all positions.\n'
+        'PSA, parallel: features × channel mask + features × spatial mask\n'
+        'PSA, sequential: features × channel mask × spatial mask'
+    ),
+    'gain': (
+        'Gain: mean size of the output over that of the input,\n'
+        'at each position over all channels, and in each channel over\n'
+        'all positions. Blank where the input is zero.'
+    ),
+}
 
 
 class BlockMasks(NamedTuple):
-    """The masks of one PSA block for one sample."""
+    """The masks of one plugin for one sample, or its gain."""
 
-    block: PolarizedSelfAttention
-    shape: Tuple[int, int, int]  # of the block's input: C, H, W
-    channel: Optional[np.ndarray]  # C×1×1; None if the layout has none
-    spatial: Optional[np.ndarray]  # 1×H×W; None if the layout has none
+    block: nn.Module
+    shape: Tuple[int, int, int]  # of the plugin's input: C, H, W
+    channel: Optional[np.ndarray]  # C×1×1; None if it has none
+    spatial: Optional[np.ndarray]  # 1×H×W; None if it has none
+
+    @property
+    def kind(self) -> str:
+        """``'mask'`` if the plugin has ``masks(x)``, otherwise ``'gain'``."""
+        return 'mask' if hasattr(self.block, 'masks') else 'gain'
 
 
 class MaskRecord:
@@ -37,8 +47,8 @@ class MaskRecord:
     Attributes:
         image (np.ndarray): The network's input, H×W×3, RGB, uint8. It is None
             until the model has run.
-        masks (dict[str, BlockMasks]): The masks by the block's name in the
-            model, in the order in which the blocks ran.
+        masks (dict[str, BlockMasks]): The masks by the plugin's name in the
+            model, in the order in which the plugins ran.
     """
 
     def __init__(self) -> None:
@@ -46,37 +56,44 @@ class MaskRecord:
         self.masks: Dict[str, BlockMasks] = {}
 
 
-def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
-    """The last PSA block of each stage of a model, and those in no stage.
+def find_plugins(model: nn.Module) -> Dict[str, nn.Module]:
+    """The last plugin of each stage of a model, and those in no stage.
 
-    In HRNet, this is the last one of each branch of each stage. Several PSA
-    plugins in a residual block count separately. PSA blocks after a stage, at
-    an output of the backbone, in a neck and in a head are all included.
+    In HRNet, this is the last one of each branch of each stage. Several
+    plugins in a residual block count separately. Plugins after a stage, at
+    an output of the backbone, in a neck and in a head are all included, and
+    so are PSA blocks that the model has without ``plugins=``.
 
     Args:
         model (nn.Module): A model of mmpose or mmseg, with or without a
             wrapper that has it as ``module``.
 
     Returns:
-        dict[str, PolarizedSelfAttention]: The blocks by name.
+        dict[str, nn.Module]: The plugins by name.
 
     Raises:
         ValueError: If there is none.
     """
     model, last = _unwrap(model), {}
+    widths = {
+        join(root, path): width
+        for root, module in model.named_modules()
+        for path, width in vars(module).get('plugin_widths', {}).items()
+    }
     for name, module in model.named_modules():
         if isinstance(module, PolarizedSelfAttention):
+            widths.setdefault(name, module.in_channels)
+        if name in widths:
             *path, plugin = name.split('.')
             followed = [part for part in path if part != AFTER_MODULE]
             stage = stage_of(model, '.'.join(followed))
             kind = plugin, AFTER_STAGE in path
             # The branches of HRNet differ in width.
-            last[stage, kind, module.in_channels] = name, module
+            last[stage, kind, widths[name]] = name, module
     if not last:
         raise ValueError(
-            f'{type(model).__name__} has no PSA blocks whose masks could be '
-            'drawn; its config needs a plugins= entry with '
-            "type='PSA'"
+            f'{type(model).__name__} has no plugins that could be drawn; its '
+            'config needs a plugins= entry'
         )
     return dict(last.values())
 
@@ -85,18 +102,23 @@ def find_psa(model: nn.Module) -> Dict[str, PolarizedSelfAttention]:
 def record_masks(model: nn.Module) -> Iterator[MaskRecord]:
     """Record the masks for the first sample that the model sees.
 
+    A plugin that has ``masks(x)`` tells its own, as PSA does: a channel mask,
+    N×C×1×1, and a spatial mask, N×1×H×W, or None. Of any other, the gain
+    is recorded: the mean size of its output over that of its input, for each
+    channel and for each position.
+
     It records the first run of the model within the context. Other runs, on
     flipped images or on the next window of a large one, are ignored. The
     model computes the same as without it.
 
     Args:
-        model (nn.Module): As in :func:`find_psa`, with a ``backbone``.
+        model (nn.Module): As in :func:`find_plugins`, with a ``backbone``.
 
     Yields:
         MaskRecord: It is filled when the model runs.
 
     Raises:
-        ValueError: If the model has no PSA blocks.
+        ValueError: If the model has no plugins.
     """
     network, record = _unwrap(model), MaskRecord()
 
@@ -104,28 +126,50 @@ def record_masks(model: nn.Module) -> Iterator[MaskRecord]:
         if record.image is None:
             record.image = _to_picture(args[0][0], network.data_preprocessor)
 
+    def keep_input(name):
+        def hook(block, args):
+            if name not in record.masks:
+                # a copy, because a plugin may work in place
+                inputs[name] = args[0][:1].detach().clone()
+
+        return hook
+
     def keep_masks(name):
         @torch.no_grad()
         def hook(block, args, output):
-            if name not in record.masks:
-                x = args[0][:1]
+            if name in inputs:
+                x = inputs.pop(name)
+                if hasattr(block, 'masks'):
+                    found = block.masks(x)
+                else:
+                    found = _gain(x, output[:1])
                 masks = (
                     None if mask is None else mask[0].numpy(force=True)
-                    for mask in block.masks(x)
+                    for mask in found
                 )
                 record.masks[name] = BlockMasks(block, x.shape[1:], *masks)
 
         return hook
 
-    blocks = find_psa(network)
+    inputs: Dict[str, torch.Tensor] = {}
     handles = [network.backbone.register_forward_pre_hook(keep_image)]
-    for name, block in blocks.items():
+    for name, block in find_plugins(network).items():
+        handles.append(block.register_forward_pre_hook(keep_input(name)))
         handles.append(block.register_forward_hook(keep_masks(name)))
     try:
         yield record
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _gain(x, output):
+    """The mean size of an output over an input's, by channel and position."""
+    x, output = x.float().abs(), output.float().abs()
+    for over in ((2, 3), 1):
+        before = x.mean(over, keepdim=True)
+        gain = output.mean(over, keepdim=True) / before
+        yield gain.masked_fill(before == 0, float('nan'))
 
 
 def _unwrap(model):
@@ -155,9 +199,10 @@ def _to_picture(image, preprocessor):
 
 
 def draw_masks(record: MaskRecord) -> np.ndarray:
-    """Draw a record: the input, and a row for each block.
+    """Draw a record: the input, and a row for each plugin.
 
-    A row has the spatial mask over the input, and the channel mask as bars.
+    A row has the spatial mask (or the gain of each position) over the input,
+    and the channel mask (or the gain of each channel) as bars.
 
     Args:
         record (MaskRecord): The record of a model that has run.
@@ -187,25 +232,41 @@ def draw_masks(record: MaskRecord) -> np.ndarray:
     for axis in (*axes[0], *axes[:, 0]):
         axis.axis('off')
     axes[0, 0].imshow(record.image)
-    axes[0, 2].text(0, 0.5, _LEGEND.format(width, height), va='center')
+    kinds = {masks.kind: None for masks in record.masks.values()}
+    legend = [
+        f'Left: the input of the network, {width}×{height} pixels.\n'
+        'Below, drawn over it, dark: least passes; bright: most passes.\n'
+        'Each row has its own scale.',
+        *(_LEGEND[kind] for kind in kinds),
+    ]
+    axes[0, 2].text(0, 0.5, '\n\n'.join(legend), va='center')
     for row, (name, masks) in zip(axes[1:], record.masks.items()):
         _draw_spatial(row[0], row[1], masks.spatial, record.image)
         channels, height, width = masks.shape
-        block = masks.block
-        scale = 1 if block.mask_scale is None else float(block.mask_scale)
-        _draw_channel(row[2], masks.channel, scale)
-        row[0].set_title(f'spatial mask, {width}×{height}', fontsize='medium')
+        block, kind = masks.block, masks.kind
+        _draw_channel(row[2], masks.channel, kind, _top(block))
+        title = 'spatial mask' if kind == 'mask' else 'gain'
+        row[0].set_title(f'{title}, {width}×{height}', fontsize='medium')
+        what = type(block).__name__
+        if isinstance(block, PolarizedSelfAttention):
+            what = f'{block.layout} ({block.variant})'
         row[2].set_title(
-            f'{name}: {channels} channels, {block.layout} ({block.variant})',
-            fontsize='medium',
+            f'{name}: {channels} channels, {what}', fontsize='medium'
         )
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def _top(block):
+    """The upper end of a block's channel masks; None if it is not known."""
+    if not isinstance(block, PolarizedSelfAttention):
+        return None
+    return 1 if block.mask_scale is None else float(block.mask_scale)
+
+
 def _draw_spatial(axis, scale_axis, mask, image):
     if mask is None:
-        axis.text(0.5, 0.5, 'none in this layout', ha='center', va='center')
+        axis.text(0.5, 0.5, 'none', ha='center', va='center')
         scale_axis.axis('off')
         return
     height, width = image.shape[:2]
@@ -214,20 +275,20 @@ def _draw_spatial(axis, scale_axis, mask, image):
     axis.imshow(96 + image.mean(2) * 0.6, cmap='gray', vmin=0, vmax=255)
     heat = axis.imshow(mask[0], cmap='magma', alpha=0.6, extent=extent)
     bar = axis.figure.colorbar(heat, cax=scale_axis)
-    low, high = mask.min(), mask.max()
+    low, high = np.nanmin(mask), np.nanmax(mask)
     bar.set_ticks([low, high], labels=[f'{low:.3f}', f'{high:.3f}'])
 
 
-def _draw_channel(axis, mask, scale):
+def _draw_channel(axis, mask, kind, top):
     if mask is None:
         axis.axis('off')
-        text = 'no channel mask in this layout'
-        axis.text(0.5, 0.5, text, ha='center', va='center')
+        axis.text(0.5, 0.5, 'no channel mask', ha='center', va='center')
         return
+    low, high = np.nanmin(mask), np.nanmax(mask)
     axis.stairs(mask.ravel(), fill=True)
     axis.set(
         xlim=(0, mask.size),
-        ylim=(0, scale),
-        xlabel=f'channel (values from {mask.min():.3f} to {mask.max():.3f})',
-        ylabel='channel mask',
+        ylim=(0, top or 1.05 * max(1, high)),
+        xlabel=f'channel (values from {low:.3f} to {high:.3f})',
+        ylabel='channel mask' if kind == 'mask' else 'gain',
     )

@@ -13,8 +13,9 @@ from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
+from test_docs import blocks
 
-from mmpsa import insert_plugins
+from mmpsa import PSA, insert_plugins
 
 HEATMAP_HEAD = """
 _base_ = 'mmpose::body_2d_keypoint/topdown_heatmap/coco/' \\
@@ -303,3 +304,30 @@ def test_every_neck_and_head_is_registered(codebase):
                 assert cls.__module__ == f'mmpsa.codebases.{codebase}'
                 found += 1
     assert found > 10
+
+
+PAGE = {
+    'neck': ('mmseg', 2),
+    'decode_head': ('mmseg', 2),
+    'head': ('mmpose', 2),
+    'bbox_head': ('mmdet', 8),
+    'simcc_head': ('mmpose', 3),
+}
+
+
+@pytest.mark.parametrize('name', PAGE)
+def test_examples_of_the_page(name):
+    """Of a neck, and of heads of each kind: they are built."""
+    namespace = {}
+    (example,) = (
+        text
+        for _, text in blocks('docs/plugins.md', 'python')
+        if 'bbox_head' in text
+    )
+    exec(example, namespace)
+    codebase, count = PAGE[name]
+    import_module(f'{codebase}.models')
+    with DefaultScope.overwrite_default_scope(codebase):
+        built = MODELS.build(namespace[name])
+    plugins = [x for x in built.modules() if isinstance(x, PSA)]
+    assert len(plugins) == count
