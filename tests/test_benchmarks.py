@@ -39,7 +39,7 @@ def run(*arguments, path=REPO):
         env=dict(os.environ, PYTHONPATH=str(path), OMP_NUM_THREADS='1'),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,  # Inductor compiles each case
     )
 
 
