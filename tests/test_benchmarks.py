@@ -39,7 +39,7 @@ def run(*arguments, path=REPO):
         env=dict(os.environ, PYTHONPATH=str(path), OMP_NUM_THREADS='1'),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,  # Inductor compiles each case
     )
 
 
@@ -91,14 +91,15 @@ def test_every_contender_in_every_case(written):
 
 def test_those_alike_match(written):
     rows, out, _ = written
-    for case in cases_of(rows).values():
+    for (*_, mode), case in cases_of(rows).items():
         assert {k for k, row in case.items() if 'matches' in row} == (
             ALIKE & case.keys()
         )
         apart = [row for row in case.values() if 'matches' in row]
         assert apart[0]['difference'] == 0  # it is the first itself
         assert all(row['matches'] for row in apart)
-        assert any(row['difference'] > 0 for row in apart)
+        if mode != 'training step':  # of which the loss is compared
+            assert any(row['difference'] > 0 for row in apart)
     text = out.with_suffix('.md').read_text()
     assert text.count('Results against those of PSA-p, reference:') == 4
     assert text.count('Results against those of PSA-p, torch:') == 4
