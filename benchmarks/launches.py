@@ -87,9 +87,7 @@ class Launch(NamedTuple):
         return triton.compile(
             self.source(),
             target=GPUTarget('cuda', capability, 32),
-            options=dict(
-                num_warps=self.warps, maxnreg=triton_kernels._REGISTERS
-            ),
+            options=dict(num_warps=self.warps, **triton_kernels._OPTIONS),
         )
 
     def ttir(self):

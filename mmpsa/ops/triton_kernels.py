@@ -34,19 +34,19 @@ _TILE, _WARP_TILE = 8192, 1024
 _SPAN_BYTES = 2**15
 # Positions that a span has at least, two sectors of memory in half precision.
 _LEAST_WIDTH = 32
-# Programs for each multiprocessor: some compute while others wait for memory.
+# Programs for each multiprocessor, which has two or more of them at a time.
 _PROGRAMS = 4
-# Registers of a thread, at most. Told none, the compiler keeps numbers in
-# memory to make do with fewer.
-_REGISTERS = 128
+# Registers of a thread, at most. Told none, NVIDIA's compiler keeps numbers
+# in memory to make do with fewer. AMD's has no such option.
+_OPTIONS = {} if torch.version.hip else dict(maxnreg=128)
 # Elements of a matrix, or of the sums of spans, that a program loads at a
 # time; of a tile of the weights' gradients, a row and a column.
 _MATRIX, _SUMS, _BLOCK = 16384, 8192, 32
 # Up to so many channels, of few images and of many, one program computes all
-# vectors of an image; if the images are few and their spans many, not even up
-# to these. Beyond, a program would load too often:
-# there are programs for blocks of the vectors, of a group of images, and a
-# launch for each step that needs the one before.
+# vectors of an image, unless the images are few and their spans too many.
+# Beyond, it would load too often: there are programs for blocks of the vectors
+# of several images, and a launch for each step that needs the result of
+# another.
 _ALONE_FEW, _ALONE, _MANY = 384, 512, 32
 _MOST_SUMS, _BLOCKS, _GROUPS = 16 * _SUMS, 64, 8
 _ALL = tl.constexpr(-1)  # steps
@@ -115,7 +115,7 @@ def _dense(x):
 def _launch(kernel, grid, like, *args, **constants):
     """Run a kernel on the device of ``like``: each call is one launch."""
     with torch.cuda.device_of(like):
-        kernel[grid](*args, maxnreg=_REGISTERS, **constants)
+        kernel[grid](*args, **_OPTIONS, **constants)
 
 
 def _pass(kernel, plan, maps, *args, **constants):
