@@ -98,10 +98,6 @@ class PolarizedSelfAttention(BaseModule):
     # a state dict had it only if it was not 1.
     _version = 2
 
-    def __new__(cls, *args, **kwargs):  # also of copies and of pickles
-        register_flops()
-        return super().__new__(cls)
-
     def __init__(
         self,
         in_channels: int,
@@ -153,6 +149,11 @@ class PolarizedSelfAttention(BaseModule):
         self.register_buffer('mask_scale', scale)
         self._remember_layers()
         self.reset_parameters()
+        register_flops()
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        register_flops()  # a pickle may be the first block of a process
 
     def _make_paper_layers(self, kind):
         channels, inner = self.in_channels, max(self.in_channels // 2, 1)
@@ -191,8 +192,9 @@ class PolarizedSelfAttention(BaseModule):
     def _remember_layers(self):
         """Keep what tells whether a layer is still what it is now.
 
-        In the operator's order: its names, its class, a size or ``eps``, and
-        the names of its parameters.
+        In the operator's order: its names, its class, a size or ``eps``
+        (of a Sequential, how many layers), and its parameters, those that are
+        None too.
         """
         up = ['conv_up', 'conv_up.2', 'conv_up.0', 'conv_up.1']
         if self.variant == 'paper':
@@ -204,24 +206,24 @@ class PolarizedSelfAttention(BaseModule):
             order = ['conv_q_right', 'conv_v_right', *up]
             order += ['conv_q_left', 'conv_v_left', 'conv_up.3']
         layers = dict(self.named_modules())
-        keys = {nn.Conv2d: 'out_channels', nn.LayerNorm: 'eps'}
+        keys = {
+            nn.Conv2d: 'out_channels',
+            nn.LayerNorm: 'eps',
+            nn.ReLU: 'inplace',
+        }
         self._made = []
         for name in order:
             if name in layers:
                 layer = layers[name]
-                kind, key = type(layer), keys.get(type(layer))
-                parameters = [
-                    k for k, p in layer._parameters.items() if p is not None
-                ]
-                if kind is nn.Sequential or not key:
-                    parameters = []
+                key = keys.get(type(layer))
+                parameters = layer._parameters if key else {}
                 self._made.append(
                     (
                         tuple(name.split('.')),
-                        kind,
+                        type(layer),
                         key,
-                        key and getattr(layer, key),
-                        tuple(parameters),
+                        getattr(layer, key) if key else len(layer),
+                        [(k, p is None) for k, p in parameters.items()],
                     )
                 )
 
@@ -304,12 +306,14 @@ class PolarizedSelfAttention(BaseModule):
                 or state['_backward_hooks']
                 or state['_backward_pre_hooks']
                 or 'forward' in state
-                or state.get(key) != value
+                or (state[key] if key else len(layer._modules)) != value
             ):
                 return None
-            for name in parameters:
+            for name, is_none in parameters:
                 tensor = state['_parameters'].get(name)
-                if type(tensor) not in _PLAIN:
+                if is_none and tensor is None:
+                    continue
+                if is_none or type(tensor) not in _PLAIN:
                     return None
                 tensors.append(tensor)
         return tensors

@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -427,3 +429,42 @@ def test_flops_of_the_operator(kind):
     with counter.FlopCounterMode(display=False) as whole:
         block(x)  # the counter hooks all modules
     assert whole.get_total_flops() > 2 * expected
+
+
+@pytest.mark.parametrize('kind, name', CASES)
+def test_a_bias_that_is_added_counts(kind, name):
+    block = make_block(*kind, CHANNELS)
+    layer, x = layers_of(block)[name], images()
+    if layer.bias is not None:
+        pytest.skip('it has one')
+    expected = block(x)
+    layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
+    assert block.served_by(x) == 'layers'
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_is_added_counts():
+    block, x = make_block('official', 'sequential', CHANNELS), images()
+    expected = block(x)
+    block.conv_up.append(nn.Tanh())
+    assert block.served_by(x) == 'layers'
+    assert not torch.allclose(block(x), expected, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_flops_of_a_pickled_block(tmp_path):
+    """The first block of a process may come out of a file."""
+    pytest.importorskip('torch.utils.flop_counter')
+    torch.save(PSA(8), tmp_path / 'block.pth')
+    code = (
+        'import torch\n'
+        f"block = torch.load(r'{tmp_path / 'block.pth'}', weights_only=False)\n"
+        'from torch.utils.flop_counter import FlopCounterMode\n'
+        'with FlopCounterMode(display=False) as counter:\n'
+        '    block(torch.rand(1, 8, 4, 4))\n'
+        'print(counter.get_total_flops())\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True
+    )
+    assert int(done.stdout.split()[-1]) > 0, done.stderr

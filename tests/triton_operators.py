@@ -19,7 +19,9 @@ def define(namespace, guarded):
         kernel = registration.triton_kernel(name)
         if guarded:
             kernel = guard(name, kernel, operator.fallback)
-        library.impl(name, registration.checked(name, kernel), DEVICE.upper())
+        dtypes = availability.DTYPES['triton']
+        kernel = registration.checked(name, kernel, dtypes)
+        library.impl(name, kernel, DEVICE.upper())
     return library, ops
 
 
@@ -32,4 +34,4 @@ def install():
     """Let blocks with ``backend='triton'`` run them."""
     if availability.MISSING['triton'] is None:
         availability.DEVICES['triton'] = DEVICE
-        function.OPERATORS['triton'] = BARE
+        function.NAMESPACES['triton'] = BARE

@@ -10,8 +10,8 @@ from .checks import check_input, check_weights
 from .choice import choose_backend, log_backend
 from .spec import Spec, Weights, as_list, without_autocast
 
-# Who computes what kernels serve.
-OPERATORS = {'cpp': registration.OPS, 'triton': registration.OPS}
+# The namespace of the operator whose kernels are those of a backend.
+NAMESPACES = {'cpp': registration.OPS, 'triton': registration.OPS}
 
 
 class Masks(NamedTuple):
@@ -47,8 +47,8 @@ def polarized_self_attention(
     """
     chosen = choose_backend(x, weights, spec, backend)
     log_backend(chosen, spec, x, backend)
-    if chosen in OPERATORS:
-        return OPERATORS[chosen].psa.default(x, as_list(weights), *spec)[0]
+    if chosen in NAMESPACES:
+        return NAMESPACES[chosen].psa.default(x, as_list(weights), *spec)[0]
     _check_weights(x, weights, spec)
     with without_autocast(x):
         if chosen == 'reference':

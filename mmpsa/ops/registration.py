@@ -172,7 +172,7 @@ def define(namespace: str, in_cpp: bool) -> Tuple[Library, Any]:
     library, ops = Library(namespace, 'DEF'), getattr(torch.ops, namespace)
     for name, operator in OPERATORS.items():
         library.define(operator.schema)
-        library.impl(name, checked(name, operator.empty, in_cpp), 'Meta')
+        library.impl(name, _shapes(name, in_cpp), 'Meta')
     library.impl(
         'psa_backward',
         lambda *args: _backward_autograd(ops, *args),
@@ -190,19 +190,30 @@ def define(namespace: str, in_cpp: bool) -> Tuple[Library, Any]:
     return library, ops
 
 
-def checked(name: str, kernel: Callable, in_cpp: bool = False) -> Callable:
+def _shapes(name, in_cpp):
+    """What computes the shapes of results, for tracing."""
+
+    def run(*args):
+        is_cpp = in_cpp and args[0].device.type == 'cpu'
+        kernel = checked(
+            name, OPERATORS[name].empty, DTYPES['cpp' if is_cpp else 'triton']
+        )
+        return kernel(*args)
+
+    return run
+
+
+def checked(name: str, kernel: Callable, dtypes: Tuple) -> Callable:
     """A kernel that gets the arguments that it can take, and no others.
 
     Args:
         name (str): The operator that it computes, of ``OPERATORS``.
         kernel (Callable): Computes it.
-        in_cpp (bool): Whether the extension serves CPUs. Default: False.
+        dtypes (tuple[torch.dtype]): Those of ``x`` that it serves.
     """
-    check = OPERATORS[name].check
 
     def run(*args):
-        is_cpp = in_cpp and args[0].device.type == 'cpu'
-        check(DTYPES['cpp' if is_cpp else 'triton'], *args)
+        OPERATORS[name].check(dtypes, *args)
         return kernel(*args)
 
     return run
@@ -225,4 +236,5 @@ _LIBRARY, OPS = define('mmpsa', in_cpp=not MISSING['cpp'])
 if not MISSING['triton']:
     for _name, _operator in OPERATORS.items():
         _kernel = guard(_name, triton_kernel(_name), _operator.fallback)
-        _LIBRARY.impl(_name, checked(_name, _kernel), 'CUDA')
+        _kernel = checked(_name, _kernel, DTYPES['triton'])
+        _LIBRARY.impl(_name, _kernel, 'CUDA')

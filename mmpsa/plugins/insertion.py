@@ -3,8 +3,7 @@
 The format is that of ``ResNet`` in mmseg and mmdet: a list of
 ``dict(cfg=dict(type=…), stages=(…), position='after_conv1')``. An entry may
 have ``modules='…'`` instead of position and stages. The plugin becomes a child
-of its block, so it has the same name in the checkpoint as in mmseg. Hooks run
-it, so the block itself stays unchanged.
+of its block, so it has the same name in the checkpoint as in mmseg.
 """
 
 import logging
@@ -86,10 +85,11 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
 
     Raises:
         TypeError: If ``plugins`` or an entry has the wrong type.
-        ValueError: If an entry has an unknown, missing or malformed key, if
-            the backbone or a stage lacks the position, if a pattern matches
-            nothing, if a width is not known, if a name is taken, or if a
-            plugin cannot be built. The module is unchanged then.
+        ValueError: If ``module`` is a whole model, if an entry has an
+            unknown, missing or malformed key, if the backbone or a stage
+            lacks the position, if a pattern matches nothing, if a width is
+            not known, if a name is taken, or if a plugin cannot be built. The
+            module is unchanged then.
         ImportError: If a plugin needs a package that is not installed.
     """
     if isinstance(module, BaseModel):

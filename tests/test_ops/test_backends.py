@@ -89,7 +89,7 @@ def test_reference_runs_the_equations(monkeypatch):
         images(), block.weights, block.spec
     )
     monkeypatch.setattr(function, 'composite', None)
-    monkeypatch.setattr(function, 'OPERATORS', {})
+    monkeypatch.setattr(function, 'NAMESPACES', {})
     assert torch.equal(block(images()), expected)
 
 
@@ -386,7 +386,7 @@ def net(monkeypatch):
         pytest.skip(backends()['triton'])
     lines = []
     operators = triton_operators.GUARDED
-    monkeypatch.setitem(function.OPERATORS, 'triton', operators)
+    monkeypatch.setitem(function.NAMESPACES, 'triton', operators)
     monkeypatch.setattr(safety_net, 'REFUSED', set())
     monkeypatch.setattr(safety_net, 'COMPARED', set())
     monkeypatch.setattr(
