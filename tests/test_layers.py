@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import subprocess
 import sys
 
@@ -458,13 +459,17 @@ def test_flops_of_a_pickled_block(tmp_path):
     torch.save(PSA(8), tmp_path / 'block.pth')
     code = (
         'import torch\n'
-        f"block = torch.load(r'{tmp_path / 'block.pth'}', weights_only=False)\n"
+        'block = torch.load("block.pth", weights_only=False)\n'
         'from torch.utils.flop_counter import FlopCounterMode\n'
         'with FlopCounterMode(display=False) as counter:\n'
         '    block(torch.rand(1, 8, 4, 4))\n'
         'print(counter.get_total_flops())\n'
     )
     done = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
     )
     assert int(done.stdout.split()[-1]) > 0, done.stderr
