@@ -95,7 +95,8 @@ def _plan(x):
         triton.next_power_of_2(triton.cdiv(images * positions, programs)),
         _SPAN_BYTES // (height * x.element_size()),
     )
-    width = min(max(width, _LEAST_WIDTH), triton.next_power_of_2(positions))
+    width = max(width, _LEAST_WIDTH, _WARP_TILE // 2 // height)
+    width = min(width, _TILE // 2, triton.next_power_of_2(positions))
     is_last = not x.is_contiguous()
     return _Plan(
         triton.cdiv(positions, width),
@@ -123,14 +124,15 @@ def _pass(kernel, plan, maps, *args, **constants):
     images, channels, *size = maps[0].shape
     positions = math.prod(size)
     # Registers hold a tile of two tensors, or half a tile of three.
-    tile = min(_TILE, plan.height * plan.width)
-    chunk = min(plan.height, tile // (2 if len(maps) > 2 else 1) // plan.width)
+    parts = 2 if len(maps) > 2 else 1
+    chunk = max(min(plan.height, _TILE // parts // plan.width), 1)
     _launch(
         kernel, (images * plan.spans,), maps[0], *maps, *args, channels,
-        positions, plan.spans, CHUNK=max(chunk, 1), WIDTH=plan.width,
+        positions, plan.spans, CHUNK=chunk, WIDTH=plan.width,
         LAST=plan.is_last, UNIT=plan.unit,
         OFFSET=tl.int64 if channels * positions >= 2**31 else tl.int32,
-        num_warps=max(tile // _WARP_TILE, 1), **constants,
+        num_warps=max(parts * chunk * plan.width // _WARP_TILE, 1),
+        **constants,
     )  # fmt: skip
 
 
@@ -266,7 +268,7 @@ def psa_backward(
         _weights_backward_kernel, (blocks, 8), x, vectors, gradients, parts,
         d.ch_wq, d.ch_bq, d.ch_wv, d.ch_bv, d.ch_wz, d.ch_bz, d.ln_weight,
         d.ln_bias, d.sp_wq, d.sp_bq, d.sp_wv, d.sp_bv, images, channels,
-        inner, plan.spans, BLOCK=_BLOCK, ROWS=_SUMS // _BLOCK,
+        inner, plan.spans, BLOCK=_BLOCK, ROWS=_MATRIX // _BLOCK,
         IMAGES=min(max(triton.next_power_of_2(images), 16), 64), num_warps=8,
         **flags,
     )  # fmt: skip

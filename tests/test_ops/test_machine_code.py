@@ -120,7 +120,7 @@ def test_in_networks(where):
 @pytest.mark.parametrize('channels', [1, 520])
 @pytest.mark.parametrize('kind', [k for k in KINDS if k != VALUE_MAP])
 def test_every_form(kind, channels):
-    shape = (2, channels, 8, 8)
+    shape = (2, channels, 32, 32)
     (rows,) = read([(kind, shape, 'float32', False, 80)])
     check(rows)
 
