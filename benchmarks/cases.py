@@ -91,7 +91,7 @@ def names_for(dtype):
 
 
 def prepare(module, name):
-    """Draw the weights of PSA, the same each time, and compile its blocks.
+    """Draw the weights of PSA, the same each time, and compile plugins.
 
     By its own start, PSA multiplies its input by nearly the same number,
     whatever it computes.
@@ -105,8 +105,10 @@ def prepare(module, name):
         if isinstance(block, mmpsa.PSA):
             for parameter in block.parameters():
                 nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-            if name.endswith('Inductor'):
-                block.compile(dynamic=False, fullgraph=True)
+    if name.endswith('Inductor'):
+        plugins = [m for m in module.modules() if hasattr(m, 'is_plugin')]
+        for plugin in plugins or [module]:
+            plugin.compile(dynamic=False, fullgraph=True)
 
 
 def autocast(device, dtype):

@@ -16,9 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from mmcv.cnn import build_plugin_layer
 from mmengine.logging import MMLogger
-from torch import nn
 
 import mmpsa
 
@@ -33,26 +31,16 @@ PYTEST = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider']
 TESTED, SANITIZED, BLOCKS, NETWORKS = 150, 240, 450, 570
 
 
-class Inductor(nn.Module):
-    """A plugin, compiled by Inductor."""
-
-    _abbr_ = 'attention'
-
-    def __new__(cls, in_channels, plugin):
-        module = build_plugin_layer(plugin, in_channels=in_channels)[1]
-        return torch.compile(module, dynamic=False)
-
-
 def contenders():
     """PSA by its kernels and otherwise, and SE; as plugins by name."""
-    se, torch_psa = cases.CONTENDERS['SE'], dict(type='PSA', backend='torch')
+    usual = cases.CONTENDERS
     return {
         'no attention': None,
-        'SE': se,
-        'SE, Inductor': dict(type=Inductor, plugin=se),
-        'PSA-p': dict(type='PSA'),
-        'PSA-p, torch': torch_psa,
-        'PSA-p, Inductor': dict(type=Inductor, plugin=torch_psa),
+        'SE': usual['SE'],
+        'SE, Inductor': usual['SE'],
+        'PSA-p': usual['PSA-p'],
+        'PSA-p, torch': usual['PSA-p, torch'],
+        'PSA-p, Inductor': usual['PSA-p, Inductor'],
     }
 
 
@@ -94,6 +82,11 @@ def card_of(name):
     return known[0] if known else 'H100'
 
 
+def alike(dtype):
+    """The contenders whose results must match, and how closely."""
+    return cases.ALIKE, cases.TOLERANCE[dtype]
+
+
 def row_of(where, found, predicted=()):
     """A line of a table: microseconds, measured (and predicted)."""
     cells = [where]
@@ -101,6 +94,8 @@ def row_of(where, found, predicted=()):
         cell = '–'
         if 'median' in row:
             cell = f'{1e6 * row["median"]:.0f}'
+        if row.get('matches') is False:
+            cell += ' wrong'
         if row['contender'] in predicted:
             cell += f' ({1e6 * predicted[row["contender"]]:.0f})'
         cells.append(cell)
@@ -129,7 +124,7 @@ def blocks(card, is_late):
             for i, (mode, calls) in enumerate(
                 cases.blocks(shape, dtype, DEVICE)
             ):
-                found = compare(calls, 'SE', DEVICE, 3, 0.02)
+                found = compare(calls, 'SE', *alike(dtype), DEVICE, 3, 0.02)
                 if not lines:
                     lines = head_of(found)
                 predicted = {
@@ -147,7 +142,9 @@ def networks():
     yield f'{Path(cases.NETWORK).stem}, bfloat16, µs:'
     lines = []
     for mode, calls in cases.networks(cases.NETWORK, 'bfloat16', DEVICE):
-        found = compare(calls, 'no attention', DEVICE, 3, 0.3)
+        found = compare(
+            calls, 'no attention', *alike('bfloat16'), DEVICE, 3, 0.3
+        )
         lines = lines or head_of(found)
         lines.append(row_of(mode, found))
     yield '\n'.join(lines)
