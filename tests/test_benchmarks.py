@@ -91,14 +91,15 @@ def test_every_contender_in_every_case(written):
 
 def test_those_alike_match(written):
     rows, out, _ = written
-    for (*_, mode), case in cases_of(rows).items():
+    for (*_, dtype, mode), case in cases_of(rows).items():
         assert {k for k, row in case.items() if 'matches' in row} == (
             ALIKE & case.keys()
         )
         apart = [row for row in case.values() if 'matches' in row]
         assert apart[0]['difference'] == 0  # it is the first itself
         assert all(row['matches'] for row in apart)
-        if mode != 'training step':  # of which the loss is compared
+        # What is rounded more, or summed up to a loss, may be the same.
+        if dtype == 'float32' and mode != 'training step':
             assert any(row['difference'] > 0 for row in apart)
     text = out.with_suffix('.md').read_text()
     assert text.count('Results against those of PSA-p, reference:') == 4
