@@ -214,16 +214,18 @@ class PolarizedSelfAttention(BaseModule):
         self._made = []
         for name in order:
             if name in layers:
-                layer = layers[name]
+                layer, (first, _, rest) = layers[name], name.partition('.')
                 key = keys.get(type(layer))
                 parameters = layer._parameters if key else {}
                 self._made.append(
                     (
-                        tuple(name.split('.')),
+                        first,
+                        rest,
                         type(layer),
                         key,
                         getattr(layer, key) if key else len(layer),
-                        [(k, p is None) for k, p in parameters.items()],
+                        [k for k, p in parameters.items() if p is not None],
+                        [k for k, p in parameters.items() if p is None],
                     )
                 )
 
@@ -292,12 +294,13 @@ class PolarizedSelfAttention(BaseModule):
         if _has_any_global_hook():
             return None
         tensors = []
-        for names, kind, key, value, parameters in self._made:
-            # Attributes of modules are slow: reading the weights by them took
-            # a third of a small forward.
-            layer = self
-            for name in names:
-                layer = layer._modules[name]
+        # Attributes of modules are slow: reading the weights by them took a
+        # third of a small forward.
+        layers = self.__dict__['_modules']
+        for first, rest, kind, key, value, given, absent in self._made:
+            layer = layers[first]
+            if rest:
+                layer = layer.get_submodule(rest)
             state = layer.__dict__
             if (
                 type(layer) is not kind
@@ -309,13 +312,14 @@ class PolarizedSelfAttention(BaseModule):
                 or (state[key] if key else len(layer._modules)) != value
             ):
                 return None
-            for name, is_none in parameters:
-                tensor = state['_parameters'].get(name)
-                if is_none and tensor is None:
-                    continue
-                if is_none or type(tensor) not in _PLAIN:
+            parameters = state['_parameters']
+            for name in given:
+                tensor = parameters.get(name)
+                if type(tensor) not in _PLAIN:
                     return None
                 tensors.append(tensor)
+            if absent and any(parameters[k] is not None for k in absent):
+                return None
         return tensors
 
     def forward(self, x: Tensor) -> Tensor:
