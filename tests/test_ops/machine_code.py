@@ -60,7 +60,8 @@ def read(cubin):
     of_x, widths, is_x = lines_of_x(), [], False
     for line in code.splitlines():
         if found := LINE.search(line):  # of the instructions below it
-            is_x = found[1] == triton_kernels.__file__
+            # Triton's cache may name the file of another checkout.
+            is_x = Path(found[1]).name == Path(triton_kernels.__file__).name
             is_x = is_x and int(found[2]) in of_x
         elif is_x and (found := ACCESS.search(line)):
             bits = re.findall(r'\.[US]?(\d+)\b', found[0])
