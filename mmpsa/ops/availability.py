@@ -68,7 +68,7 @@ def backends() -> Dict[str, Optional[str]]:
     return reasons
 
 
-def why_not(backend: str, x: Tensor, spec: Spec) -> Optional[str]:
+def why_unserved(backend: str, x: Tensor, spec: Spec) -> Optional[str]:
     """Why kernels cannot serve an input; None if they can.
 
     Args:

@@ -5,7 +5,7 @@ from typing import List, Tuple
 import torch
 from torch import Tensor
 
-from .spec import Spec, Weights, shapes
+from .spec import Spec, Weights, saved_shapes, shapes
 
 
 def check_input(x: Tensor, weights: Weights, spec: Spec) -> None:
@@ -136,12 +136,11 @@ def check_backward(
     Raises:
         RuntimeError: If one of the arguments is not as it must be.
     """
-    images, channels, height, width = x.shape
-    masks = spec.has_channel + spec.has_spatial
+    of_maps, of_vectors = saved_shapes(x, spec)
     for name, tensor, shape, dtype in (
         ('g', g, tuple(x.shape), x.dtype),
-        ('maps', maps, (masks, images, height * width), torch.float32),
-        ('vectors', vectors, (images, 9 * channels + 8), torch.float32),
+        ('maps', maps, of_maps, torch.float32),
+        ('vectors', vectors, of_vectors, torch.float32),
     ):
         if tensor.shape != shape or tensor.dtype != dtype:
             raise RuntimeError(

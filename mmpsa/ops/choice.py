@@ -13,13 +13,13 @@ from torch.autograd import forward_ad
 from mmpsa.compatibility import is_compiling
 
 from . import safety_net
-from .availability import BACKENDS, DEVICES, MISSING, why_not
+from .availability import BACKENDS, DEVICES, MISSING, why_unserved
 from .checks import check_input
 from .spec import Spec, Weights
 
 VARIABLE = 'MMPSA_BACKEND'
-# The fastest on each type of device.
-_FASTEST = {'cuda': 'triton', 'cpu': 'cpp'}
+# The kernels of each type of device; they are the fastest there.
+_KERNELS = {device: kernels for kernels, device in DEVICES.items()}
 # What log_backend has told.
 _LOGGED: Set[Tuple] = set()
 
@@ -79,7 +79,7 @@ def choose_backend(
         return 'reference'
     if backend == 'torch' or x.numel() == 0 or is_transformed():
         return 'torch'
-    for kernels in (backend, _FASTEST.get(x.device.type)):
+    for kernels in (backend, _KERNELS.get(x.device.type)):
         if kernels in DEVICES and _why_not(kernels, x, spec) is None:
             return kernels
     return 'torch'
@@ -94,9 +94,9 @@ def _is_of_one_dtype(x, weights):
 
 
 def _why_not(kernels, x, spec):
-    reason = why_not(kernels, x, spec)
+    reason = why_unserved(kernels, x, spec)
     if reason is None and kernels == 'triton':
-        return safety_net.why_not(x, spec)
+        return safety_net.why_refused(x, spec)
     return reason
 
 
@@ -145,13 +145,16 @@ def log_backend(
             f'{reason}',
             logging.WARNING,
         )
-    elif backend is None and MISSING['cpp']:
-        if why_not('cpp', x, spec) == MISSING['cpp']:
-            _log(
-                'PSA is computed by plain torch on this CPU, several times '
-                f'slower than by its C++ kernels: {MISSING["cpp"]}',
-                logging.WARNING,
-            )
+    elif (
+        backend is None
+        and MISSING['cpp']
+        and why_unserved('cpp', x, spec) == MISSING['cpp']
+    ):
+        _log(
+            'PSA is computed by plain torch on this CPU, several times '
+            f'slower than by its C++ kernels: {MISSING["cpp"]}',
+            logging.WARNING,
+        )
 
 
 @lru_cache(maxsize=1024)

@@ -15,13 +15,12 @@ from . import composite
 from .availability import DTYPES, MISSING
 from .checks import check_backward, check_forward
 from .safety_net import guard
-from .spec import Spec, by_name, result_like, without_autocast
+from .spec import Spec, by_name, result_like, saved_shapes, without_autocast
 
 # The weights are in the order of `shapes`. Where there is a mask_scale, it is
 # the last of them, and the backward returns no gradient for it.
-# The forward returns the gated input and, for the backward, maps and vectors.
-# maps is K×N×P: the logits of the channel attention, then of the spatial mask.
-# vectors is N×(9C + 8), in the layout of mmpsa/ops/csrc/cpu.cpp.
+# The forward returns the gated input and, for the backward, maps and vectors
+# (see `saved_shapes`).
 _FORWARD = (
     'psa(Tensor x, Tensor[] weights, str variant, str layout)'
     ' -> (Tensor, Tensor, Tensor)'
@@ -43,14 +42,11 @@ def _check_psa_backward(dtypes, g, x, weights, maps, vectors, *spec):
 
 
 def _empty_psa(x, weights, *spec):
-    spec = Spec(*spec)
-    images, channels, height, width = x.shape
-    maps = spec.has_channel + spec.has_spatial
-    return (
-        result_like(x),
-        x.new_empty((maps, images, height * width), dtype=torch.float32),
-        x.new_empty((images, 9 * channels + 8), dtype=torch.float32),
+    maps, vectors = (
+        x.new_empty(shape, dtype=torch.float32)
+        for shape in saved_shapes(x, Spec(*spec))
     )
+    return result_like(x), maps, vectors
 
 
 def _empty_psa_backward(g, x, weights, maps, vectors, *spec):
@@ -192,13 +188,14 @@ def define(namespace: str, in_cpp: bool) -> Tuple[Library, Any]:
 
 def _shapes(name, in_cpp):
     """What computes the shapes of results, for tracing."""
+    triton, cpp = (
+        checked(name, OPERATORS[name].empty, DTYPES[kernels])
+        for kernels in ('triton', 'cpp')
+    )
 
     def run(*args):
         is_cpp = in_cpp and args[0].device.type == 'cpu'
-        kernel = checked(
-            name, OPERATORS[name].empty, DTYPES['cpp' if is_cpp else 'triton']
-        )
-        return kernel(*args)
+        return (cpp if is_cpp else triton)(*args)
 
     return run
 

@@ -93,7 +93,7 @@ def guard(name: str, kernel: Callable, fallback: Callable) -> Callable:
     return run
 
 
-def why_not(x: Tensor, spec: Spec) -> Optional[str]:
+def why_refused(x: Tensor, spec: Spec) -> Optional[str]:
     """Why the kernels do not serve an input any more; None if they do."""
     # What is compiled has the operator, which asks again when it runs.
     if not is_compiling() and _kind_of(x, spec) in REFUSED:

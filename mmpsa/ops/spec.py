@@ -162,6 +162,23 @@ class Result(NamedTuple):
     spatial: Optional[Tensor]  # N×1×H×W
 
 
+def saved_shapes(x: Tensor, spec: Spec) -> Tuple[Tuple[int, ...], ...]:
+    """The shapes of what the operator's forward saves, in float32.
+
+    Args:
+        x (Tensor): N×C×H×W.
+        spec (Spec): What is computed.
+
+    Returns:
+        tuple: Of ``maps``, K×N×P: the logits of the channel attention, then
+        those of the spatial mask. Of ``vectors``, N×(9C + 8), laid out as in
+        ``mmpsa/ops/csrc/cpu.cpp``.
+    """
+    images, channels, height, width = x.shape
+    maps = spec.has_channel + spec.has_spatial
+    return (maps, images, height * width), (images, 9 * channels + 8)
+
+
 def scaled(mask: Tensor, mask_scale: Optional[Tensor]) -> Tensor:
     """A mask: a sigmoid times ``mask_scale``, where there is one."""
     if mask_scale is None:

@@ -10,9 +10,8 @@ from mmpsa.compatibility import is_compiling
 
 from .blocks import CONV_POSITIONS
 from .extension import Extension, extend
-from .identity import check_shape, describe
+from .maps import apply_to_maps, check_shape, describe, is_map
 from .patterns import is_container
-from .probing import apply_to_maps, is_map
 from .sites import Site
 from .validation import AFTER_MODULE, AFTER_STAGE, OUTPUT
 
@@ -96,7 +95,7 @@ class Host(Extension):
         output = chosen(*args, **kwargs)
         for hook in self.plugin_hooks:
             if not hook.site.module:
-                output = hook(self, args, output)
+                output = hook.run(self, output)
         return output
 
 
@@ -162,12 +161,15 @@ class PluginHook:
             return module._forward_hooks
         return module._forward_pre_hooks
 
-    def __call__(self, module, args, output):
+    def __call__(self, module, args, last):
+        """torch calls it; ``last`` is the output, or the kwargs before."""
+        if not self.plugins:  # this is a copy without its host
+            return None
         if self.site.after:
-            return self.run(module, output) if self.plugins else output
-        kwargs = output  # of a hook before the module
-        if not self.plugins:
-            return args, kwargs
+            return self.run(module, last)
+        return self._run_on_first(module, args, last)
+
+    def _run_on_first(self, module, args, kwargs):
         if args:
             return (self.run(module, args[0]), *args[1:]), kwargs
         first, x = next(iter(kwargs.items()))

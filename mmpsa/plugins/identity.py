@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .extension import Extension, extend
+from .maps import check_shape
 from .randomness import own_random_numbers
 
 GAMMA = 'identity_gamma'
@@ -95,26 +96,3 @@ class FromIdentity(Extension):
                 logger='current',
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def check_shape(plugin: nn.Module, x: Tensor, output) -> None:
-    """Refuse an output of another shape than the input's.
-
-    Raises:
-        ValueError: If the output is no tensor of that shape.
-    """
-    if getattr(output, 'shape', None) != x.shape:
-        path = getattr(plugin, 'plugin_path', 'the plugin')
-        raise ValueError(
-            f'the plugin {path} ({type(plugin).__name__}) '
-            f'returns {describe(output)} for {describe(x)}; a plugin must '
-            'keep the shape'
-        )
-
-
-def describe(output) -> str:
-    """Say what a module returned."""
-    shape = getattr(output, 'shape', None)
-    if shape is not None:
-        return f'a tensor of shape {tuple(shape)}'
-    return f'an object of type {type(output).__name__}'

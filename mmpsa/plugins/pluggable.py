@@ -14,8 +14,8 @@ def pluggable(cls: Class) -> Class:
     Use it as a decorator. It inserts the plugins when the constructor of the
     class, or of a subclass, is done. Without ``plugins`` nothing changes.
 
-    The class is changed in place. A subclass of the same name would make
-    ``super(Name, self)`` recurse without end.
+    The class itself is changed, and no subclass made: upstream's methods call
+    ``super(Name, self)``, and ``Name`` must stay the class that they are in.
 
     Args:
         cls (type): A subclass of :class:`torch.nn.Module`.

@@ -2,13 +2,14 @@
 
 import copy
 from itertools import product
-from typing import Callable, Dict, List, Sequence
+from typing import Dict, List, Sequence
 
 import torch
 from mmengine.model import revert_sync_batchnorm
 from mmengine.utils import to_2tuple
-from torch import Tensor, nn
+from torch import nn
 
+from .maps import apply_to_maps
 from .randomness import own_random_numbers
 
 # In pixels; some backbones do not run on the small ones.
@@ -16,26 +17,6 @@ _SIZES = (64, 128, 256)
 # What shapes that do not fit raise. Any other exception is a mistake in the
 # code of the backbone or of a plugin, and is not caught.
 _MISFITS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
-
-
-def is_map(x) -> bool:
-    """Whether ``x`` is an N×C×H×W tensor."""
-    return isinstance(x, Tensor) and x.dim() == 4
-
-
-def apply_to_maps(function: Callable[[Tensor], Tensor], output):
-    """Apply ``function`` to each N×C×H×W tensor in tuples and lists, in order.
-
-    Everything else (tokens, ``None``) is returned unchanged.
-    """
-    if is_map(output):
-        return function(output)
-    if isinstance(output, (list, tuple)):
-        results = [apply_to_maps(function, x) for x in output]
-        # a named tuple takes them one by one
-        make = getattr(output, '_make', type(output))
-        return make(results)
-    return output
 
 
 def find_widths(
