@@ -18,27 +18,48 @@ CONFIGS = [
         r'(?s)```python\n(_base_ .*?)```', (REPO / page).read_text()
     )
 ]
+IN_BLOCKS = [(page, text) for page, text in CONFIGS if 'after_3x3' in text]
+# The places of PSA in the other configs.
+DECODERS = {
+    'unet': [f'backbone.decoder.{i}' for i in range(4)],
+    'td-hm_res50': [f'head.after_module.deconv_layers.{i}' for i in (2, 5, 8)],
+    'rtmw-m': [f'neck.top_down_blocks.{i}.final_conv' for i in range(2)],
+}
 BACKBONES = {'mmpose': 'HRNet', 'mmseg': 'ResNetV1c'}
 
 
-@pytest.mark.parametrize('page, text', CONFIGS)
-def test_configs(tmp_path, page, text):
+def build(text, folder):
     assert len(text.splitlines()) <= 8
-    (tmp_path / 'config.py').write_text(text)
-    cfg = Config.fromfile(tmp_path / 'config.py')
+    (folder / 'config.py').write_text(text)
+    cfg = Config.fromfile(folder / 'config.py')
     codebase = cfg.default_scope
     init_default_scope(codebase)
-    model = import_module(f'{codebase}.registry').MODELS.build(cfg.model)
+    models = import_module(f'{codebase}.registry').MODELS
+    return codebase, models.build(cfg.model)
+
+
+@pytest.mark.parametrize('page, text', IN_BLOCKS)
+def test_configs(tmp_path, page, text):
+    codebase, model = build(text, tmp_path)
     assert type(model.backbone).__name__ == BACKBONES[codebase]
     blocks = [m for m in model.modules() if hasattr(m, 'downsample')]
     assert blocks and all(type(block.psa) is PSA for block in blocks)
 
 
+@pytest.mark.parametrize('name', DECODERS)
+def test_configs_of_decoders(tmp_path, name):
+    (text,) = (text for _, text in CONFIGS if f'/{name}' in text)
+    _, model = build(text, tmp_path)
+    found = [k for k, m in model.named_modules() if type(m) is PSA]
+    assert [each.rpartition('.')[0] for each in found] == DECODERS[name]
+
+
 def test_there_are_configs_for_both_codebases():
-    pages = [page for page, _ in CONFIGS]
+    pages = [page for page, _ in IN_BLOCKS]
     assert pages == ['README.md', 'docs/experiment.md', 'docs/experiment.md']
     scopes = re.findall(r"_base_ = '(\w+)::", ' '.join(t for _, t in CONFIGS))
     assert set(scopes) == {*BACKBONES}
+    assert len(CONFIGS) == len(IN_BLOCKS) + len(DECODERS)
 
 
 @pytest.mark.parametrize(
