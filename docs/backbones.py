@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.logging import MMLogger
 
 import mmpsa  # noqa: F401
-from mmpsa.plugins.sites import SiteFinder, Stage, why_none
+from mmpsa.plugins.sites import SiteFinder, StageSites, why_none
 from mmpsa.plugins.stages import modules_instead
 from mmpsa.plugins.validation import BLOCK_POSITIONS, POSITIONS
 from mmpsa.version import CODEBASES
@@ -78,7 +78,7 @@ def row_of(codebase, cfg):
             stages = sites.find_by_stage(position)
         except AttributeError:  # sparse networks need more than pictures
             title = type(backbone).__name__
-            stages = [Stage(reason=f'{title} does not run on pictures')]
+            stages = [StageSites(reason=f'{title} does not run on pictures')]
         if any(stage.sites for stage in stages):
             cells.append(_cell([bool(stage.sites) for stage in stages]))
         else:

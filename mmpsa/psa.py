@@ -192,9 +192,9 @@ class PolarizedSelfAttention(BaseModule):
     def _remember_layers(self):
         """Keep what tells whether a layer is still what it is now.
 
-        In the operator's order: its names, its class, a size or ``eps``
-        (of a Sequential, how many layers), and its parameters, those that are
-        None too.
+        In the operator's order: its names, its class, a value that matters
+        (``out_channels``, ``eps``, ``inplace``; of a Sequential, how many
+        layers), and its parameters, those that are None too.
         """
         up = ['conv_up', 'conv_up.2', 'conv_up.0', 'conv_up.1']
         if self.variant == 'paper':
@@ -232,11 +232,11 @@ class PolarizedSelfAttention(BaseModule):
     def reset_parameters(self):
         """Initialise as the authors trained, or as the identity.
 
-        The weights of convolutions are drawn from N(0, 0.001) and their
-        biases are 0, as ``init_weights`` of the authors' HRNet leaves them
-        (``semantic-segmentation/network/hrnetv2.py`` of DeLightCMU/PSA). It
-        sets no biases, so those of ``conv_up`` stay torch's own. This sets
-        ``mask_scale`` too.
+        The weights of convolutions are drawn from N(0, 0.001), as
+        ``init_weights`` of the authors' HRNet draws them
+        (``semantic-segmentation/network/hrnetv2.py`` of DeLightCMU/PSA).
+        Biases are 0. The authors' code sets none, and has them in ``conv_up``
+        alone, so those stay torch's own. This sets ``mask_scale`` too.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.LayerNorm):
@@ -341,13 +341,16 @@ class PolarizedSelfAttention(BaseModule):
             return self._by_layers(x).y
         return polarized_self_attention(x, weights, self.spec, self.backend)
 
-    def _by_layers(self, x):
+    def _check_for_layers(self, x):
         if x.dim() != 4 or not x.is_floating_point():
             raise ValueError(
                 f'x must be N×{self.in_channels}×H×W, of a floating-point '
                 f'dtype, got {tuple(x.shape)}, {x.dtype}{dtype_remedy(x)}'
             )
-        log_backend('layers', self.spec, x)
+
+    def _by_layers(self, x):
+        self._check_for_layers(x)
+        log_backend('layers', self.spec, x, self.backend)
         with without_autocast(x):
             return reference.forward(
                 x, self._layers(), self.spec, self.mask_scale
@@ -388,6 +391,7 @@ class PolarizedSelfAttention(BaseModule):
         """
         weights = self.weights
         if weights is None:
+            self._check_for_layers(x)
             return 'layers'
         return choose_backend(x, weights, self.spec, self.backend)
 

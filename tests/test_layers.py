@@ -380,6 +380,16 @@ def test_the_log_says_layers():
     assert lines == ['PSA, paper channel, torch.float32, cpu: layers backend']
 
 
+@pytest.mark.parametrize('call', ['forward', 'served_by', 'masks'])
+@pytest.mark.parametrize(
+    'x', [torch.zeros(CHANNELS, 8, 8), torch.zeros(2, CHANNELS, 8, 8).int()]
+)
+def test_a_wrong_input_is_refused_then(call, x):
+    block = hooked(make_block('paper', 'parallel', CHANNELS))
+    with pytest.raises(ValueError, match=f'x must be N×{CHANNELS}×H×W'):
+        getattr(block, call)(x)
+
+
 def test_there_are_no_weights_for_the_operator_then():
     block = make_block('paper', 'parallel', CHANNELS)
     assert block.weights.ch_wq is block.ch_wq.weight

@@ -16,7 +16,7 @@ from .spec import Spec
 # collapsed form.
 BACKENDS = ('reference', 'triton', 'cpp', 'torch')
 # What those with kernels serve.
-DEVICES = {'triton': 'cuda', 'cpp': 'cpu'}
+DEVICES = {'cpp': 'cpu', 'triton': 'cuda'}
 DTYPES = {
     'triton': (torch.float32, torch.bfloat16, torch.float16),
     'cpp': (torch.float32, torch.bfloat16),
@@ -84,7 +84,7 @@ def why_unserved(backend: str, x: Tensor, spec: Spec) -> Optional[str]:
         return f'it serves {DTYPES[backend]}'
     if backend == 'triton' and x.shape[1] > TRITON_CHANNELS:
         return f'it serves up to {TRITON_CHANNELS} channels'
-    if x.is_cuda and not _is_new_enough(x.device):
+    if backend == 'triton' and x.is_cuda and not _is_new_enough(x.device):
         return 'Triton does not support this GPU'
     return MISSING[backend]
 

@@ -9,7 +9,7 @@ from .spec import Spec, Weights, saved_shapes, shapes
 
 
 def check_input(x: Tensor, weights: Weights, spec: Spec) -> None:
-    """Refuse an input that is not one of the weights, before a backend runs.
+    """Refuse an input that does not fit the weights, before a backend runs.
 
     The operator and :func:`check_weights` check the rest.
 
@@ -124,7 +124,9 @@ def check_forward(
 def check_backward(
     g: Tensor, x: Tensor, maps: Tensor, vectors: Tensor, spec: Spec
 ) -> None:
-    """Refuse the same of ``mmpsa::psa_backward``, beside the forward's.
+    """Refuse what the backward's kernels cannot read safely.
+
+    :func:`check_forward` comes first.
 
     Args:
         g (Tensor): The gradient of the output.

@@ -18,14 +18,14 @@ from .checks import check_input
 from .spec import Spec, Weights
 
 VARIABLE = 'MMPSA_BACKEND'
-# The kernels of each type of device; they are the fastest there.
-_KERNELS = {device: kernels for kernels, device in DEVICES.items()}
+# By the type of the device. Other kernels for it run when they are asked for.
+_FASTEST = {'cpu': 'cpp', 'cuda': 'triton'}
 # What log_backend has told.
 _LOGGED: Set[Tuple] = set()
 
 
 def check_backend(backend: Optional[str]) -> Optional[str]:
-    """The backend that a block was asked to use.
+    """The backend that a block is asked to prefer.
 
     Args:
         backend (str, optional): The block's argument. Without it, the
@@ -79,7 +79,7 @@ def choose_backend(
         return 'reference'
     if backend == 'torch' or x.numel() == 0 or is_transformed():
         return 'torch'
-    for kernels in (backend, _KERNELS.get(x.device.type)):
+    for kernels in (backend, _FASTEST.get(x.device.type)):
         if kernels in DEVICES and _why_not(kernels, x, spec) is None:
             return kernels
     return 'torch'
@@ -119,7 +119,7 @@ def log_backend(
 ) -> None:
     """Log once for each kind of block and input who serves it.
 
-    It is a warning where the backend that was asked for cannot, or where the
+    It is a warning where the backend that was asked for does not, or where the
     C++ kernels are missing.
 
     Args:
@@ -134,12 +134,15 @@ def log_backend(
     _LOGGED.add(kind)
     what = f'PSA, {spec.variant} {spec.layout}, {x.dtype}, {x.device}'
     _log(f'{what}: {served_by} backend', logging.DEBUG)
-    if served_by == 'layers':
-        return
     if backend not in (None, served_by):
-        reason = 'it serves float32 and float64, with weights of that dtype'
-        if backend in DEVICES:
+        if served_by == 'layers':
+            reason = 'a layer is not as the block made it, so it is called'
+        elif backend in DEVICES:
             reason = _why_not(backend, x, spec)
+        else:
+            reason = (
+                'it serves float32 and float64, with weights of that dtype'
+            )
         _log(
             f'{what}: {served_by} backend, as {backend} cannot serve it: '
             f'{reason}',
@@ -147,6 +150,7 @@ def log_backend(
         )
     elif (
         backend is None
+        and served_by == 'torch'
         and MISSING['cpp']
         and why_unserved('cpp', x, spec) == MISSING['cpp']
     ):

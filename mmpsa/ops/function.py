@@ -10,7 +10,8 @@ from .checks import check_input, check_weights
 from .choice import choose_backend, log_backend
 from .spec import Spec, Weights, as_list, without_autocast
 
-# The namespace of the operator whose kernels are those of a backend.
+# The namespace of torch.ops with the kernels of a backend. A second backend
+# of a device needs one of its own.
 NAMESPACES = {'cpp': registration.OPS, 'triton': registration.OPS}
 
 

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .spec import Spec, by_name, result_like
+from .spec import Spec, by_name, result_like, saved_shapes
 
 # Elements of X that a program loads at a time, and those of a warp.
 _TILE, _WARP_TILE = 8192, 1024
@@ -195,9 +195,10 @@ def psa(
     plan, flags = _plan(x), _flags(spec)
     images, channels, *size = x.shape
     positions = math.prod(size)
-    masks = spec.has_channel + spec.has_spatial
-    maps = x.new_empty(masks, images, positions, dtype=torch.float32)
-    vectors = maps.new_empty(images, _SLOTS.value * channels + 8)
+    maps, vectors = (
+        x.new_empty(shape, dtype=torch.float32)
+        for shape in saved_shapes(x, spec)
+    )
     sums = maps.new_empty(images, plan.spans, 2, channels)
     peaks = maps.new_empty(images, plan.spans, 2)
     attention, spatial = _logits(maps, spec)
@@ -238,8 +239,8 @@ def psa_backward(
     )
     # Row-major, however the weights lie; mask_scale, the last, has none.
     learnt = weights[: len(weights) - spec.has_mask_scale]
-    shapes = [t.new_empty(t.shape, dtype=torch.float32) for t in learnt]
-    d = by_name(shapes, spec)
+    dweights = [t.new_empty(t.shape, dtype=torch.float32) for t in learnt]
+    d = by_name(dweights, spec)
     maps, vectors = maps.contiguous(), vectors.contiguous()
     images, channels = x.shape[:2]
     attention, spatial = _logits(maps, spec)
@@ -272,7 +273,7 @@ def psa_backward(
         IMAGES=min(max(triton.next_power_of_2(images), 16), 64), num_warps=8,
         **flags,
     )  # fmt: skip
-    return dx, [grad.to(t.dtype) for grad, t in zip(shapes, learnt)]
+    return dx, [grad.to(t.dtype) for grad, t in zip(dweights, learnt)]
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from mmpsa.compatibility import is_compiling
 from .blocks import CONV_POSITIONS
 from .extension import Extension, extend
 from .maps import apply_to_maps, check_shape, describe, is_map
-from .patterns import is_container
+from .modules import is_container
 from .sites import Site
 from .validation import AFTER_MODULE, AFTER_STAGE, OUTPUT
 

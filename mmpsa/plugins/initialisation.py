@@ -1,4 +1,7 @@
-"""Keeps the start of plugins when their module is initialised or loaded."""
+"""Keeps the start of plugins when their module is initialised or loaded.
+
+It renames the keys of older checkpoints, too.
+"""
 
 import logging
 from contextlib import ExitStack, contextmanager
@@ -171,7 +174,7 @@ def _without_plugins(hosts):
 
 
 class _PastPlugins:
-    """A weight initialiser of mmengine that plugins are not there for.
+    """Runs a weight initialiser of mmengine while the plugins are out.
 
     A model's ``init_cfg`` is applied before its backbone's ``init_weights``.
     """

@@ -11,10 +11,10 @@ from .blocks import (
     why_no_position,
 )
 from .extension import plain_class
-from .patterns import (
+from .modules import (
     enumerate_names,
     is_container,
-    is_single,
+    is_replaceable,
     match_modules,
     named_modules,
 )
@@ -63,7 +63,7 @@ class Site(NamedTuple):
         return join(self.host, self.module or '')
 
 
-class Stage(NamedTuple):
+class StageSites(NamedTuple):
     """The sites of one stage (or map), or the reason why it has none."""
 
     sites: Sequence[Site] = ()
@@ -75,7 +75,7 @@ def join(*names: str) -> str:
     return '.'.join(filter(None, names))
 
 
-def why_none(stages: Sequence[Stage]) -> str:
+def why_none(stages: Sequence[StageSites]) -> str:
     """The reason why none of the stages of a module has a site."""
     return stages[0].reason if stages else 'its stages are not known'
 
@@ -140,11 +140,11 @@ class SiteFinder:
             for site in stage.sites
         ]
 
-    def find_by_stage(self, position: str) -> List[Stage]:
+    def find_by_stage(self, position: str) -> List[StageSites]:
         """The sites of each stage (or output), or why it has none."""
         if position == OUTPUT:
             stage = self._maps([''], OUTPUT)
-            return [Stage([site]) for site in stage.sites] or [stage]
+            return [StageSites([site]) for site in stage.sites] or [stage]
         if position == AFTER_STAGE:
             return [self._maps(names, position) for names in self.stages]
         seen: Set[nn.Module] = set()
@@ -172,7 +172,7 @@ class SiteFinder:
         ]
         return f"modules='…'; its modules are {enumerate_names(children)}"
 
-    def _blocks(self, names, position, seen) -> Stage:
+    def _blocks(self, names, position, seen) -> StageSites:
         """The sites in the blocks of a stage, but for those in ``seen``.
 
         A block that several stages share is of the first one.
@@ -199,7 +199,7 @@ class SiteFinder:
             f'{names[0]} has no blocks whose positions are known '
             '(mmpsa.declare_block tells those of your own)'
         )
-        return Stage(sites, '' if sites else (others or [none])[0])
+        return StageSites(sites, '' if sites else (others or [none])[0])
 
     def _in_block(self, path, block, position):
         anchors = positions_of(block)
@@ -214,14 +214,14 @@ class SiteFinder:
             position=next(p for p in anchors if anchors[p] == anchor),
         )
 
-    def _maps(self, names, position) -> Stage:
+    def _maps(self, names, position) -> StageSites:
         """The sites at the maps that the modules of a stage return.
 
         The host is the innermost module that returns them. If this is a
         single layer, which a runner may replace, they are in the backbone.
         """
         if getattr(self._root, 'rfp_inplanes', None):
-            return Stage(
+            return StageSites(
                 reason='its blocks run one by one in a recursive feature '
                 'pyramid'
             )
@@ -230,9 +230,9 @@ class SiteFinder:
             try:
                 widths = tuple(self._widths.of_maps(self.stages, name))
             except ValueError as error:
-                return Stage(reason=str(error))
+                return StageSites(reason=str(error))
             if not widths:
-                return Stage(
+                return StageSites(
                     reason=f'{name or "it"} returns no N×C×H×W maps of fixed '
                     'width'
                 )
@@ -242,12 +242,18 @@ class SiteFinder:
                 host = join(host, [*module._modules][-1])
                 module = module[-1]
             frozen = position == AFTER_STAGE and self._is_frozen(name)
-            if is_single(module):
+            if is_replaceable(module):
                 if not name:
-                    return Stage(reason='it is a Sequential of single layers')
+                    return StageSites(
+                        reason='it is a Sequential of single layers'
+                    )
                 (width,) = widths
+                try:
+                    site = self._after(name, width)
+                except ValueError as error:
+                    return StageSites(reason=str(error))
                 sites.append(
-                    self._after(name, width)._replace(
+                    site._replace(
                         position=position,
                         like=name,
                         frozen=frozen,
@@ -269,7 +275,7 @@ class SiteFinder:
                 )
                 for index, width in enumerate(widths)
             ]
-        return Stage(sites)
+        return StageSites(sites)
 
     def _inside(self, name, position):
         """Where version 1.0 put a plugin after such a stage."""
@@ -296,8 +302,8 @@ class SiteFinder:
         module = self._root.get_submodule(name)
         outer, inner, host = name.split('.'), [], module
         like = name
-        while outer and (is_container(host) or is_single(host)):
-            if host is module and is_single(host):
+        while outer and (is_container(host) or is_replaceable(host)):
+            if host is module and is_replaceable(host):
                 # A norm may be frozen in a block that is not frozen, and an
                 # activation has no parameters.
                 like = '.'.join(outer[:-1])

@@ -19,12 +19,12 @@ class PluginsError(ValueError, AssertionError):
 
 
 class Entry(NamedTuple):
-    """A well-formed entry; it has either a position or patterns."""
+    """An entry. It has either a position, with stages, or patterns."""
 
     where: str  # 'plugins[0]'
     cfg: dict
     position: Optional[str]
-    stages: Optional[Sequence[bool]]
+    stages: Optional[Sequence[bool]]  # `flags` checks them
     patterns: Tuple[str, ...]
     identity_init: bool
 
@@ -60,8 +60,8 @@ def validate(plugins) -> List[Entry]:
     """Check ``plugins`` and return its entries.
 
     Raises:
-        TypeError: If ``plugins``, an entry, its ``cfg``, or the ``type`` or
-            ``_scope_`` in it is of the wrong type.
+        TypeError: If ``plugins``, an entry, its ``modules``, its ``cfg``, or
+            the ``type`` or ``_scope_`` in that is of the wrong type.
         PluginsError: If a key of an entry is unknown or missing, or its value
             is not allowed.
     """

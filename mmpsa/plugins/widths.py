@@ -1,21 +1,21 @@
 """Finds out how many channels the maps of a module have."""
 
-from functools import cached_property
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Tuple, Union
 
 from torch import nn
 
-from .patterns import is_called, named_modules
+from .modules import is_called, named_modules
 from .probing import find_widths
 from .validation import Entry, PluginsError
 
 
 class WidthFinder:
-    """Runs a network at most twice: for its stages, and for every module."""
+    """Runs a network for its stages, and for every module, once each."""
 
     def __init__(self, root: nn.Module):
         self._root = root
-        self._of_maps: Dict[str, List[int]] = {}
+        # What runs found, or how they failed, by the names asked for.
+        self._runs: Dict[Tuple[str, ...], Union[dict, ValueError]] = {}
 
     def of_maps(self, stages: Sequence[List[str]], name: str) -> List[int]:
         """The channels of the maps of a stage, or of the network (``''``).
@@ -23,10 +23,7 @@ class WidthFinder:
         Raises:
             ValueError: If the network does not run on pictures.
         """
-        if not self._of_maps:
-            names = ['', *sum(stages, [])]
-            self._of_maps = find_widths(self._root, names)
-        return self._of_maps.get(name, [])
+        return self._run(('', *sum(stages, []))).get(name, [])
 
     def of_module(self, entry: Entry, name: str) -> int:
         """The channels of what a module returns.
@@ -61,8 +58,13 @@ class WidthFinder:
         )
         if not getattr(self._root, 'plugin_positions', True):
             raise PluginsError(f'{unknown}; {remedy}')
+        called = tuple(
+            name
+            for name, module in named_modules(self._root)
+            if is_called(module)
+        )
         try:
-            widths = self._widths_of_all.get(name, [])
+            widths = self._run(called).get(name, [])
         except ValueError as error:
             raise PluginsError(
                 f'{unknown}: {error}; {remedy}'
@@ -79,11 +81,13 @@ class WidthFinder:
             )
         return widths[0]
 
-    @cached_property
-    def _widths_of_all(self):
-        called = [
-            name
-            for name, module in named_modules(self._root)
-            if is_called(module)
-        ]
-        return find_widths(self._root, called)
+    def _run(self, names):
+        if names not in self._runs:
+            try:
+                self._runs[names] = find_widths(self._root, names)
+            except ValueError as error:
+                self._runs[names] = error
+        found = self._runs[names]
+        if isinstance(found, ValueError):
+            raise found
+        return found

@@ -196,6 +196,16 @@ def test_warns_of_a_backend_that_is_missing(said, monkeypatch):
     assert 'as cpp cannot serve it: was not built: build it' in line
 
 
+@pytest.mark.parametrize('backend', ['cpp', 'torch', 'reference'])
+def test_warns_of_a_backend_that_layers_replace(said, backend):
+    block = make_block('paper', 'parallel', 8, backend=backend)
+    block.ch_wv.register_forward_hook(lambda *_: None)
+    for _ in range(2):
+        block(images())
+    (line,) = said[logging.WARNING]
+    assert f'layers backend, as {backend} cannot serve it: a layer ' in line
+
+
 def test_log_says_once_which_ran(said):
     for backend in ('torch', 'reference'):
         block = make_block('paper', 'parallel', 8, backend=backend)

@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -106,6 +107,20 @@ def test_a_sequential_is_not_blank():
     nested = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU()))
     with pytest.raises(ValueError, match=' it is a Sequential of single'):
         insert_plugins(nested, [entry('output')])
+
+
+def test_a_layer_that_only_containers_hold():
+    """As a stage, too, the error names the entry."""
+    layers = nn.Sequential(OrderedDict(layer1=nn.Conv2d(3, 4, 1)))
+    for changes, where in (
+        (dict(position='after_stage'), 'position'),
+        (dict(modules='layer1'), 'modules'),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=rf"plugins\[0\]\['{where}'\]: .*is only inside containers",
+        ):
+            insert_plugins(layers, [dict(cfg=dict(type='PSA'), **changes)])
 
 
 @pytest.mark.parametrize('top', [True, False])

@@ -1,7 +1,8 @@
 // Autograd of mmpsa::psa, for all devices: mmpsa::psa_backward.
 //
 // The schemas are in mmpsa/ops/registration.py, and the derivative of
-// mmpsa::psa_backward is too.
+// mmpsa::psa_backward is too. Where this is not built, its _Autograd does the
+// same.
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>

@@ -1,6 +1,6 @@
 // What mmpsa::psa and mmpsa::psa_backward take, and what the CPU's kernels
-// refuse: they read and write memory unchecked. mmpsa/ops/spec.py is the same
-// for shapes without data and for the kernels in Triton.
+// refuse: they read and write memory unchecked. mmpsa/ops/checks.py is the
+// same for shapes without data and for the kernels in Triton.
 
 #pragma once
 

@@ -34,8 +34,8 @@ def is_container(module: nn.Module) -> bool:
     return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
 
 
-def is_single(module):
-    """Whether a runner may replace it: layers, norms, timm's norms too."""
+def is_replaceable(module):
+    """Whether a runner may replace it: a layer or a norm, also one of timm."""
     return isinstance(module, _BatchNorm) or not any(module.children())
 
 
