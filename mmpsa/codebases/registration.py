@@ -1,6 +1,8 @@
 """Upstream's classes with ``plugins=``, under upstream's own names."""
 
 import logging
+from contextlib import contextmanager
+from functools import wraps
 from importlib import import_module
 from typing import Dict, Iterable
 
@@ -10,6 +12,7 @@ from mmengine.registry import MODELS, Registry
 from torch import nn
 
 from mmpsa.plugins import pluggable
+from mmpsa.plugins.extension import plain_class
 from mmpsa.psa import SIGNATURES
 
 # The folders of a codebase's models, and the base class of the models in each.
@@ -26,12 +29,31 @@ _BASES = {
 }
 
 
+@contextmanager
+def _as_upstreams(module):
+    """Let a module of a class of ours be of upstream's class for a while.
+
+    Where upstream asks ``self.__class__ is DETRHead``, it leaves out its own
+    subclasses, and would leave out ours. It asks in constructors and where
+    weights are loaded.
+    """
+    ours, upstream = type(module), vars(plain_class(module)).get('upstream')
+    if upstream is not None:
+        module.__class__ = upstream
+    try:
+        yield
+    finally:
+        module.__class__ = ours
+
+
 class WarnsOfUnusedPSA:
     """Warns if a state dict has weights of PSA blocks that the model lacks."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         self._warn_of_unused_psa(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        load = super()._load_from_state_dict
+        with _as_upstreams(self):
+            load(state_dict, prefix, *args)
 
     def _warn_of_unused_psa(self, state_dict, prefix):
         modules = dict(self.named_modules())
@@ -83,7 +105,9 @@ def register(registry: Registry, module: str) -> Dict[str, type]:
             body = {
                 '__module__': module,
                 '__doc__': base.__doc__,
+                '__init__': _constructor_of(base),
                 'plugin_positions': folder == 'backbones',
+                'upstream': base,
             }
             cls = pluggable(
                 type(base.__name__, (WarnsOfUnusedPSA, base), body)
@@ -91,6 +115,15 @@ def register(registry: Registry, module: str) -> Dict[str, type]:
             classes[name] = cls
             registry.register_module(name=name, module=cls, force=True)
     return classes
+
+
+def _constructor_of(base):
+    @wraps(base.__init__)
+    def __init__(self, *args, **kwargs):
+        with _as_upstreams(self):
+            base.__init__(self, *args, **kwargs)
+
+    return __init__
 
 
 def register_models(codebases: Iterable[str]) -> None:
