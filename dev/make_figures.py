@@ -24,24 +24,14 @@ import numpy as np
 
 SIZE = 128  # pixels a side
 SCALE = 2  # pictures are drawn this much larger, then reduced: smooth edges
+SIDE = SIZE * SCALE
 CLASSES = ('background', 'head', 'torso', 'arm', 'leg')
 # In CrowdPose's order, so that mmpose's CrowdPoseDataset reads them.
-KEYPOINTS = (
-    'left_shoulder',
-    'right_shoulder',
-    'left_elbow',
-    'right_elbow',
-    'left_wrist',
-    'right_wrist',
-    'left_hip',
-    'right_hip',
-    'left_knee',
-    'right_knee',
-    'left_ankle',
-    'right_ankle',
-    'top_head',
-    'neck',
-)
+KEYPOINTS = [
+    f'{side}_{joint}'
+    for joint in ('shoulder', 'elbow', 'wrist', 'hip', 'knee', 'ankle')
+    for side in ('left', 'right')
+] + ['top_head', 'neck']
 LEFT_LINKS = ((13, 0), (0, 2), (2, 4), (0, 6), (6, 8), (8, 10))
 RIGHT_LINKS = tuple((a if a == 13 else a + 1, b + 1) for a, b in LEFT_LINKS)
 SKELETON = ((12, 13), (0, 1), (6, 7), *LEFT_LINKS, *RIGHT_LINKS)
@@ -50,62 +40,45 @@ SKELETON = ((12, 13), (0, 1), (6, 7), *LEFT_LINKS, *RIGHT_LINKS)
 HEAD, TORSO, LEFT_ARM, RIGHT_ARM, LEFT_LEG, RIGHT_LEG = range(1, 7)
 PART_TO_CLASS = np.array([0, 1, 2, 3, 3, 4, 4, 0], np.uint8)
 # The parts on which each keypoint counts as seen.
-PARTS_OF_KEYPOINT = (
-    (TORSO, LEFT_ARM),
-    (TORSO, RIGHT_ARM),
-    (LEFT_ARM,),
-    (RIGHT_ARM,),
-    (LEFT_ARM,),
-    (RIGHT_ARM,),
-    (TORSO, LEFT_LEG),
-    (TORSO, RIGHT_LEG),
-    (LEFT_LEG,),
-    (RIGHT_LEG,),
-    (LEFT_LEG,),
-    (RIGHT_LEG,),
-    (HEAD,),
-    (HEAD, TORSO),
-)
+LIMBS = [LEFT_ARM, RIGHT_ARM] * 3 + [LEFT_LEG, RIGHT_LEG] * 3
+PARTS_OF_KEYPOINT = [{part} for part in (*LIMBS, HEAD, HEAD)]
+for at_torso in (0, 1, 6, 7, 13):
+    PARTS_OF_KEYPOINT[at_torso].add(TORSO)
 
 
 class Canvas:
     """A picture being painted, with the label of each pixel beside it."""
 
     def __init__(self, rng):
-        side = SIZE * SCALE
         coarse = rng.uniform(70, 185, (5, 5, 1))
         coarse = coarse + rng.normal(0, 15, (5, 5, 3))
-        self.image = cv2.resize(
-            coarse, (side, side), interpolation=cv2.INTER_CUBIC
-        )
-        self.image = np.clip(self.image, 0, 255).astype(np.uint8)
-        self.labels = np.zeros((side, side), np.uint8)
+        image = cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        self.image = np.clip(image, 0, 255).astype(np.uint8)
+        self.labels = np.zeros((SIDE, SIDE), np.uint8)
 
     def polygon(self, points, colour, label):
         points = np.round(points).astype(np.int32)
         cv2.fillPoly(self.image, [points], colour)
         cv2.fillPoly(self.labels, [points], label)
 
-    def ellipse(self, centre, axes, angle, colour, label):
+    def ellipse(self, centre, axes, colour, label, angle=0):
+        """A filled one; a single number as ``axes`` makes it a circle."""
         centre = tuple(int(round(v)) for v in centre)
-        axes = tuple(max(1, int(round(v))) for v in axes)
+        axes = tuple(max(1, int(round(v))) for v in np.broadcast_to(axes, 2))
         for target, value in ((self.image, colour), (self.labels, label)):
             cv2.ellipse(target, centre, axes, angle, 0, 360, value, -1)
 
     def limb(self, start, end, widths, colour, label):
-        """A tapered segment with round ends."""
+        """A segment with round ends, tapered where ``widths`` are two."""
+        widths = np.broadcast_to(widths, 2)
         along = end - start
         across = np.array([-along[1], along[0]])
         across = across / max(np.linalg.norm(across), 1e-6)
-        corners = (
-            start + across * widths[0],
-            end + across * widths[1],
-            end - across * widths[1],
-            start - across * widths[0],
-        )
+        ends, aside = np.stack((start, end)), np.outer(widths, across)
+        corners = np.concatenate((ends + aside, (ends - aside)[::-1]))
         self.polygon(corners, colour, label)
-        for centre, width in zip((start, end), widths):
-            self.ellipse(centre, (width, width), 0, colour, label)
+        for centre, width in zip(ends, widths):
+            self.ellipse(centre, width, colour, label)
 
 
 def sample_pose(rng):
@@ -119,9 +92,8 @@ def sample_pose(rng):
         """From a joint to the next; angle in degrees from down, outwards."""
         angle = np.deg2rad(angle)
         shortened = length * rng.uniform(0.75, 1)
-        return origin + shortened * np.array(
-            [side * np.sin(angle), np.cos(angle)]
-        )
+        along = np.array([side * np.sin(angle), np.cos(angle)])
+        return origin + shortened * along
 
     turned = rng.uniform(0.7, 1)  # towards profile the body gets narrower
     neck = np.array([rng.normal(0, 0.03), -0.30])
@@ -132,33 +104,27 @@ def sample_pose(rng):
         joints[right] = neck + turned * np.array([side * 0.10, 0.03])
         arm = rng.uniform(-10, 130)
         joints[2 + right] = step(joints[right], side, arm, 0.19)
-        joints[4 + right] = step(
-            joints[2 + right], side, arm + rng.uniform(-20, 80), 0.18
-        )
+        forearm = arm + rng.uniform(-20, 80)
+        joints[4 + right] = step(joints[2 + right], side, forearm, 0.18)
         joints[6 + right] = turned * np.array([side * 0.065, 0])
         leg = rng.normal(12, 14)
         joints[8 + right] = step(joints[6 + right], side, leg, 0.25)
-        joints[10 + right] = step(
-            joints[8 + right], side, leg - rng.uniform(-10, 40), 0.25
-        )
+        shank = leg - rng.uniform(-10, 40)
+        joints[10 + right] = step(joints[8 + right], side, shank, 0.25)
     return joints
 
 
 def colour_of(rng):
     """A random colour as cloth may have it."""
-    hsv = np.uint8(
-        [[[rng.integers(180), rng.integers(40, 230), rng.integers(50, 240)]]]
-    )
-    return tuple(int(v) for v in cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0])
+    hsv = rng.integers(180), rng.integers(40, 230), rng.integers(50, 240)
+    return cv2.cvtColor(np.uint8([[hsv]]), cv2.COLOR_HSV2BGR)[0, 0].tolist()
 
 
 def sample_outfit(rng):
     """Colours of skin, hair, shirt and trousers."""
-    tone = rng.uniform(0.35, 1)
-    skin = tuple(int(v * tone) for v in (170, 195, 235))
-    hair = tuple(
-        int(v) for v in rng.uniform(10, 110) * np.array([0.6, 0.8, 1])
-    )
+    tone, shade = rng.uniform(0.35, 1), rng.uniform(10, 110)
+    skin = [int(v * tone) for v in (170, 195, 235)]
+    hair = [int(v * shade) for v in (0.6, 0.8, 1)]
     return skin, hair, colour_of(rng), colour_of(rng)
 
 
@@ -180,22 +146,21 @@ def draw_figure(canvas, rng, number, centre, height, outfit):
     behind = rng.random() < 0.15
     pose = sample_pose(rng) * ((-1, 1) if behind else (1, 1))
     angle = np.deg2rad(rng.normal(0, 15))
-    turn = np.array(
-        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    )
-    joints = pose @ turn.T * height + centre
+    cos, sin = np.cos(angle), np.sin(angle)
+    joints = pose @ np.array([[cos, -sin], [sin, cos]]).T * height + centre
     top, neck, hips = joints[12], joints[13], joints[6:8].mean(0)
     sleeve = shirt if rng.random() < 0.5 else skin
     leg = trousers if rng.random() < 0.7 else skin
     unit = height * rng.uniform(0.85, 1.15)
     label = 8 * number
+    head, torso = label + HEAD, label + TORSO
 
     def arm(side):
         part = label + LEFT_ARM + side
         shoulder, elbow, wrist = joints[side:6:2]
         canvas.limb(shoulder, elbow, (0.042 * unit, 0.034 * unit), shirt, part)
         canvas.limb(elbow, wrist, (0.033 * unit, 0.026 * unit), sleeve, part)
-        canvas.ellipse(wrist, (0.033 * unit, 0.033 * unit), 0, skin, part)
+        canvas.ellipse(wrist, 0.033 * unit, skin, part)
 
     arms_in_front = rng.random(2) < 0.6
     for side in np.flatnonzero(~arms_in_front).tolist():
@@ -205,53 +170,28 @@ def draw_figure(canvas, rng, number, centre, height, outfit):
         hip, knee, ankle = joints[6 + side : 12 : 2]
         canvas.limb(hip, knee, (0.060 * unit, 0.045 * unit), trousers, part)
         canvas.limb(knee, ankle, (0.043 * unit, 0.030 * unit), leg, part)
-    canvas.polygon(joints[[0, 1, 7, 6]], shirt, label + TORSO)
-    for one, two in ((0, 1), (1, 7), (7, 6), (6, 0)):
-        canvas.limb(
-            joints[one],
-            joints[two],
-            (0.045 * unit, 0.045 * unit),
-            shirt,
-            label + TORSO,
-        )
+    corners = joints[[0, 1, 7, 6]]
+    canvas.polygon(corners, shirt, torso)
+    for one, two in zip(corners, np.roll(corners, -1, 0)):
+        canvas.limb(one, two, 0.045 * unit, shirt, torso)
     if rng.random() < 0.4:  # a stripe down the shirt
-        canvas.limb(
-            neck * 0.85 + hips * 0.15,
-            hips,
-            (0.02 * unit, 0.02 * unit),
-            colour_of(rng),
-            label + TORSO,
-        )
+        collar = neck * 0.85 + hips * 0.15
+        canvas.limb(collar, hips, 0.02 * unit, colour_of(rng), torso)
 
-    up = (top - neck) / np.linalg.norm(top - neck)
-    tilt = np.rad2deg(np.arctan2(up[1], up[0]))
     length = np.linalg.norm(top - neck)
+    up = (top - neck) / length
+    tilt = np.rad2deg(np.arctan2(up[1], up[0]))
     middle = neck + up * length * 0.6
-    canvas.limb(neck, middle, (0.030 * unit, 0.030 * unit), skin, label + HEAD)
-    canvas.ellipse(
-        middle,
-        (length * 0.46, 0.070 * unit),
-        tilt,
-        hair if behind else skin,
-        label + HEAD,
-    )
+    canvas.limb(neck, middle, 0.030 * unit, skin, head)
+    size = length * 0.46, 0.070 * unit
+    canvas.ellipse(middle, size, hair if behind else skin, head, tilt)
     if not behind:
-        canvas.ellipse(
-            middle + up * length * 0.26,
-            (length * 0.17, 0.058 * unit),
-            tilt,
-            hair,
-            label + HEAD,
-        )
+        fringe = middle + up * length * 0.26
+        size = length * 0.17, 0.058 * unit
+        canvas.ellipse(fringe, size, hair, head, tilt)
         for sign in (-1, 1):
             eye = middle + sign * 0.028 * unit * np.array([-up[1], up[0]])
-            canvas.ellipse(
-                eye,
-                (0.011 * unit, 0.011 * unit),
-                0,
-                (20, 20, 20),
-                label + HEAD,
-            )
+            canvas.ellipse(eye, 0.011 * unit, (20, 20, 20), head)
     for side in np.flatnonzero(arms_in_front).tolist():
         arm(side)
     return joints
@@ -259,38 +199,22 @@ def draw_figure(canvas, rng, number, centre, height, outfit):
 
 def draw_clutter(canvas, rng, centre, colours):
     """Draw one thing that is no figure: bar, box, ball or loose limb."""
-    colour = (
-        colours[rng.integers(len(colours))]
-        if rng.random() < 0.6
-        else colour_of(rng)
-    )
+    worn = rng.random() < 0.6
+    colour = colours[rng.integers(len(colours))] if worn else colour_of(rng)
     angle = rng.uniform(0, 2 * np.pi)
     along = np.array([np.cos(angle), np.sin(angle)])
     kind = rng.integers(4)
     if kind == 0:  # a bar through the whole picture
-        width = rng.uniform(1.5, 4) * SCALE
-        canvas.limb(
-            centre - along * 2 * SIZE * SCALE,
-            centre + along * 2 * SIZE * SCALE,
-            (width, width),
-            colour,
-            0,
-        )
+        width, far = rng.uniform(1.5, 4) * SCALE, along * 2 * SIDE
+        canvas.limb(centre - far, centre + far, width, colour, 0)
     elif kind == 1:
         half = rng.uniform(4, 12, 2) * SCALE
-        across = np.array([-along[1], along[0]])
-        canvas.polygon(
-            [
-                centre + along * half[0] * a + across * half[1] * b
-                for a, b in ((1, 1), (1, -1), (-1, -1), (-1, 1))
-            ],
-            colour,
-            0,
-        )
+        one, two = along * half[0], np.array([-along[1], along[0]]) * half[1]
+        corners = one + two, one - two, -one - two, two - one
+        canvas.polygon(centre + corners, colour, 0)
     elif kind == 2:
-        canvas.ellipse(
-            centre, rng.uniform(4, 10, 2) * SCALE, np.rad2deg(angle), colour, 0
-        )
+        size = rng.uniform(4, 10, 2) * SCALE
+        canvas.ellipse(centre, size, colour, 0, np.rad2deg(angle))
     else:
         middle = centre + along * rng.uniform(12, 24) * SCALE
         bend = rng.uniform(-1, 1, 2) * 20 * SCALE
@@ -313,22 +237,16 @@ def annotate(labels, number, joints, whole):
         dict: bbox and area in pixels, keypoints; a figure of which less than
         a third is seen has no keypoints, as in COCO.
     """
-    mine = labels // 8 == number
-    mine &= labels > 0
-    ys, xs = np.nonzero(whole)
-    left, top = int(xs.min()), int(ys.min())
-    width, height = int(xs.max()) + 1 - left, int(ys.max()) + 1 - top
+    mine = (labels > 0) & (labels // 8 == number)
     keypoints = np.zeros((14, 3))
     if mine.sum() * 3 >= whole.sum():
-        for index, (x, y) in enumerate(joints):
-            column, row = int(np.floor(x)), int(np.floor(y))
-            if 0 <= column < SIZE and 0 <= row < SIZE:
-                seen = mine[row, column] and (
-                    labels[row, column] % 8 in PARTS_OF_KEYPOINT[index]
-                )
-                keypoints[index] = x, y, 2 if seen else 1
+        for point, (x, y), parts in zip(keypoints, joints, PARTS_OF_KEYPOINT):
+            if 0 <= x < SIZE and 0 <= y < SIZE:
+                pixel = int(y), int(x)
+                seen = mine[pixel] and labels[pixel] % 8 in parts
+                point[:] = x, y, 2 if seen else 1
     return dict(
-        bbox=[left, top, width, height],
+        bbox=[*cv2.boundingRect(whole.astype(np.uint8))],
         area=int(mine.sum()),
         keypoints=[round(float(v), 2) for v in keypoints.ravel()],
         num_keypoints=int((keypoints[:, 2] > 0).sum()),
@@ -344,40 +262,29 @@ def render(rng):
         tuple: image (SIZE, SIZE, 3) uint8 BGR, mask (SIZE, SIZE) uint8 of
         indices into CLASSES, list of COCO annotations.
     """
-    side = SIZE * SCALE
     canvas = Canvas(rng)
-    centres = rng.uniform((0.3, 0.4), (0.7, 0.7), (1, 2)) * side
-    heights = rng.uniform(0.7, 1.05, 1) * side
+    centres = rng.uniform((0.3, 0.4), (0.7, 0.7), (1, 2)) * SIDE
+    heights = rng.uniform(0.7, 1.05, 1) * SIDE
     if rng.random() < 0.3:  # another one, beside it and further off
-        beside = centres[0] + (rng.choice((-1, 1)) * 0.3 * side, 0)
+        beside = centres[0] + (rng.choice((-1, 1)) * 0.3 * SIDE, 0)
         centres = np.stack((beside, centres[0]))
         heights = heights[0] * np.array([rng.uniform(0.6, 0.8), 1])
     outfits = [sample_outfit(rng) for _ in centres]
     colours = sum(outfits, ())
 
     for _ in range(rng.integers(3, 9)):
-        draw_clutter(canvas, rng, rng.uniform(0, side, 2), colours)
+        draw_clutter(canvas, rng, rng.uniform(0, SIDE, 2), colours)
     joints, wholes = [], []
-    for number, outfit in enumerate(outfits):
-        joints.append(
-            draw_figure(
-                canvas, rng, number, centres[number], heights[number], outfit
-            )
-        )
+    for number, figure in enumerate(zip(centres, heights, outfits)):
+        joints.append(draw_figure(canvas, rng, number, *figure))
         drawn = canvas.labels[::SCALE, ::SCALE]
         wholes.append((drawn > 0) & (drawn // 8 == number))
     for _ in range(rng.integers(0, 3)):  # in front, over some joint
-        draw_clutter(
-            canvas,
-            rng,
-            joints[-1][rng.integers(14)] + rng.normal(0, 8, 2),
-            colours,
-        )
+        near = joints[-1][rng.integers(14)] + rng.normal(0, 8, 2)
+        draw_clutter(canvas, rng, near, colours)
 
     labels = canvas.labels[::SCALE, ::SCALE]
-    image = cv2.resize(
-        canvas.image, (SIZE, SIZE), interpolation=cv2.INTER_AREA
-    )
+    image = cv2.resize(canvas.image, (SIZE,) * 2, interpolation=cv2.INTER_AREA)
     image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.0))
     noise = rng.standard_normal(image.shape, np.float32)
     image = image * rng.uniform(0.7, 1.2) + noise * rng.uniform(2, 8)
@@ -401,38 +308,23 @@ def make_split(root, split, count, seed):
         seed (int): of the split.
     """
     root = Path(root)
-    for kind in ('images', 'masks'):
-        (root / kind / split).mkdir(parents=True, exist_ok=True)
+    for folder in (f'images/{split}', f'masks/{split}', 'annotations'):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    quality = cv2.IMWRITE_JPEG_QUALITY, 90
     images, annotations = [], []
     for index in range(count):
         image, mask, figures = render(np.random.default_rng((seed, index)))
-        name = f'{index:06d}'
-        cv2.imwrite(
-            str(root / 'images' / split / f'{name}.jpg'),
-            image,
-            (cv2.IMWRITE_JPEG_QUALITY, 90),
-        )
-        cv2.imwrite(str(root / 'masks' / split / f'{name}.png'), mask)
-        images.append(
-            dict(id=index, file_name=f'{name}.jpg', width=SIZE, height=SIZE)
-        )
+        name = f'{index:06d}.jpg'
+        cv2.imwrite(f'{root}/images/{split}/{name}', image, quality)
+        cv2.imwrite(f'{root}/masks/{split}/{index:06d}.png', mask)
+        images.append(dict(id=index, file_name=name, width=SIZE, height=SIZE))
         for figure in figures:
-            annotations.append(
-                dict(id=len(annotations) + 1, image_id=index, **figure)
-            )
-    category = dict(
-        id=1,
-        name='figure',
-        keypoints=KEYPOINTS,
-        skeleton=[(a + 1, b + 1) for a, b in SKELETON],
-    )  # COCO counts from 1
-    target = root / 'annotations' / f'{split}.json'
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(
-        json.dumps(
-            dict(images=images, annotations=annotations, categories=[category])
-        )
-    )
+            number = len(annotations) + 1
+            annotations.append(dict(id=number, image_id=index, **figure))
+    links = [(a + 1, b + 1) for a, b in SKELETON]  # COCO counts from 1
+    category = dict(id=1, name='figure', keypoints=KEYPOINTS, skeleton=links)
+    coco = dict(images=images, annotations=annotations, categories=[category])
+    (root / f'annotations/{split}.json').write_text(json.dumps(coco))
 
 
 def main():

@@ -128,10 +128,8 @@ def draw_pose(axes, models, index):
     from mmpose.apis import inference_topdown
 
     data = json.loads((DATA / 'annotations/val.json').read_text())
-    figure = max(
-        (x for x in data['annotations'] if x['image_id'] == index),
-        key=lambda x: x['area'],
-    )
+    figures = [x for x in data['annotations'] if x['image_id'] == index]
+    figure = max(figures, key=lambda x: x['area'])
     truth = np.array(figure['keypoints']).reshape(-1, 3)
     joints, labelled = truth[:, :2], truth[:, 2] > 0
     meta = models[0].dataset_meta
@@ -177,46 +175,39 @@ def draw(models):
     figure, axes = plt.subplots(
         2 * count, 6, figsize=(13, 4 * count + 1), layout='constrained'
     )
+    for axis in axes.flat:
+        axis.axis('off')
     for task, draw_one, rows in (
         ('pose', draw_pose, axes[:count]),
         ('segmentation', draw_parts, axes[count:]),
     ):
         labels = [label for label in models if label.startswith(task)]
         shown = [models[label] for label in labels]
+        rows = rows[:, [*range(2 + len(shown)), 4, 5]]
         for row, index in zip(rows, PICTURES):
             picture = plt.imread(DATA / f'images/val/{index:06d}.jpg')
-            for axis in row:
-                axis.axis('off')
-            row = [*row[: 2 + len(shown)], *row[4:]]
             for axis in row:
                 axis.imshow(picture)
             with record_masks(shown[-1]) as record:
                 extent = draw_one(row[1:-2], shown, index)
             for axis, name in zip(row[-2:], MASKED):
                 mask = record.masks[f'backbone.{name}.psa'].spatial[0]
-                heat = axis.imshow(
-                    mask, alpha=0.7, extent=extent, cmap='magma'
-                )
+                heat = axis.imshow(mask, 'magma', alpha=0.7, extent=extent)
                 figure.colorbar(heat, ax=axis, shrink=0.8)
             height, width = picture.shape[:2]
             plt.setp(row, xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         titles = [f'{task}:\npicture', 'ground truth']
         titles += [f'{label}:\n{metric_of(label)}' for label in labels]
-        first = [*rows[0][: len(titles)], *rows[0][4:]]
-        titles += [
-            f'spatial mask of PSA in\n{name}: 0 shut, 1 unchanged'
-            for name in MASKED
-        ]
-        for axis, title in zip(first, titles):
+        masks = 'spatial mask of PSA in\n{}: 0 shut, 1 unchanged'
+        titles += map(masks.format, MASKED)
+        for axis, title in zip(rows[0], titles):
             axis.set_title(title, fontsize=10)
     meta = models['segmentation'].dataset_meta
     colours = dict(zip(meta['classes'], meta['palette']))
     meta = models['pose + PSA'].dataset_meta
+    joints = meta['keypoint_name2id']
     for side in ('left', 'right'):
-        arm = tuple(
-            meta['keypoint_name2id'][f'{side}_{joint}']
-            for joint in ('shoulder', 'elbow')
-        )
+        arm = joints[f'{side}_shoulder'], joints[f'{side}_elbow']
         index = meta['skeleton_links'].index(arm)
         colours[f'{side} side'] = meta['skeleton_link_colors'][index]
     patches = [

@@ -26,6 +26,7 @@ from types import ModuleType
 from xml.etree import ElementTree
 
 TESTS = 'tests/test_models'
+FINE = ('passed', 'skipped')
 MEANT_TO_DIFFER = {
     'tests.test_models.test_backbones.test_unet::test_unet': (
         'it expects UNet to refuse plugins=, which mmpsa lets it take'
@@ -116,10 +117,8 @@ def run(root, report, *options):
     command += ['-c', os.devnull, '--rootdir', str(root)]
     command += ['-p', 'no:cacheprovider']
     path = [str(root), str(Path(__file__).parent), os.getenv('PYTHONPATH')]
-    environment = dict(
-        os.environ, PYTHONPATH=os.pathsep.join(filter(None, path))
-    )
-    environment.setdefault('OMP_NUM_THREADS', '1')
+    path = os.pathsep.join(filter(None, path))
+    environment = {'OMP_NUM_THREADS': '1', **os.environ, 'PYTHONPATH': path}
     done = subprocess.run(command, cwd=root, env=environment)
     if done.returncode not in (0, 1):  # passed, or some tests did not
         sys.exit(f'{" ".join(command)} ended with {done.returncode}')
@@ -155,38 +154,28 @@ def compare(without, with_mmpsa):
     Returns:
         tuple[list[str], int]: Lines to print, and how many tests differ.
     """
-    runs = {'without': without, 'with': with_mmpsa}
     lines = []
-    for title, results in runs.items():
-        counts = Counter(
-            result if result in ('passed', 'skipped') else 'failed'
-            for result in results.values()
-        )
-        told = ', '.join(f'{n} {what}' for what, n in sorted(counts.items()))
+    for title, results in (('without', without), ('with', with_mmpsa)):
+        kinds = (x if x in FINE else 'failed' for x in results.values())
+        counts = sorted(Counter(kinds).items())
+        told = ', '.join(f'{count} {what}' for what, count in counts)
         lines.append(f'{title} mmpsa: {told or "no tests"}')
-    differing = [
-        test
-        for test in sorted({*without, *with_mmpsa})
-        if kind(without.get(test, '')) != kind(with_mmpsa.get(test, ''))
-    ]
-    meant = [test for test in differing if test in MEANT_TO_DIFFER]
-    differing = [test for test in differing if test not in MEANT_TO_DIFFER]
-    failing = [
-        test
-        for test in sorted({*without} - {*differing, *meant})
-        if without[test] not in ('passed', 'skipped')
-    ]
-    lines.append(f'{len(failing)} fail alike without and with')
-    lines += [f'    {test}: {without[test]}' for test in failing]
-    lines.append(f'{len(meant)} differ as they are meant to')
-    lines += [f'    {test}: {MEANT_TO_DIFFER[test]}' for test in meant]
-    lines.append(f'{len(differing)} differ')
-    lines += [
-        f'    {test}, {title}: {results.get(test, "absent")}'
-        for test in differing
-        for title, results in runs.items()
-    ]
-    return lines, len(differing)
+    failing, meant, differing = [], [], []
+    for test in sorted({*without, *with_mmpsa}):
+        before = without.get(test, 'absent')
+        after = with_mmpsa.get(test, 'absent')
+        if kind(before) == kind(after):
+            if before not in FINE:
+                failing.append(f'    {test}: {before}')
+        elif test in MEANT_TO_DIFFER:
+            meant.append(f'    {test}: {MEANT_TO_DIFFER[test]}')
+        else:
+            differing.append(f'    {test}, without: {before}')
+            differing.append(f'    {test}, with: {after}')
+    lines += [f'{len(failing)} fail alike without and with', *failing]
+    lines += [f'{len(meant)} differ as they are meant to', *meant]
+    lines += [f'{len(differing) // 2} differ', *differing]
+    return lines, len(differing) // 2
 
 
 def test(codebase, root, folder):
@@ -212,11 +201,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     codebases = installed_codebases()
     for codebase in codebases:
+        text = 'a checkout, instead of the source package'
         parser.add_argument(
-            f'--{codebase}',
-            type=Path,
-            metavar='PATH',
-            help='a checkout, instead of the source package',
+            f'--{codebase}', type=Path, metavar='PATH', help=text
         )
     args = parser.parse_args()
     differing = 0

@@ -4,7 +4,6 @@ pip builds in an isolated environment, which has no torch. But the C++
 extension must be built with the torch that it will run with.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,22 +11,11 @@ import sys
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
-
-def _environment_path():
-    """Where this Python looks for packages when nothing isolates it."""
-    plain = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith('PYTHON')
-    }
-    code = 'import sys; print(*sys.path[1:], sep="\\n")'
-    return subprocess.check_output(
-        [sys.executable, '-c', code], env=plain, universal_newlines=True
-    ).splitlines()
-
-
+# Where this Python looks for packages when no PYTHONPATH isolates it.
+_CODE = 'import sys; print(*sys.path[1:], sep="\\n")'
+_PATH = subprocess.check_output([sys.executable, '-E', '-c', _CODE], text=True)
 # At the end of the path, so that the build requirements come first.
-sys.path += [path for path in _environment_path() if path not in sys.path]
+sys.path += [path for path in _PATH.splitlines() if path not in sys.path]
 
 
 def build_wheel(*args, **kwargs):

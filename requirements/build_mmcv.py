@@ -56,14 +56,11 @@ def combine(source):
     """Put the C++ files of mmcv's sources together."""
     host = source / 'mmcv/ops/csrc/pytorch'
     for folder, apart in ((host, ()), (host / 'cpu', APART)):
-        files = [
-            path
-            for path in sorted(folder.glob('*.cpp'))
-            if path.stem not in apart
-        ]
-        for path in files:
-            path.rename(path.with_suffix('.inc'))
-        lines = [f'#include "{path.stem}.inc"\n' for path in files]
+        lines = []
+        for path in sorted(folder.glob('*.cpp')):
+            if path.stem not in apart:
+                path.rename(path.with_suffix('.inc'))
+                lines.append(f'#include "{path.stem}.inc"\n')
         (folder / 'combined.cpp').write_text(''.join(lines))
     setup = source / 'setup.py'
     # torch adds its own, which is newer for a newer torch.
@@ -107,11 +104,8 @@ def main():
     name, _, version = requirement.split()[0].partition('==')
     if not re.fullmatch(r'[\w.]+', version):
         stop(f'REQUIREMENT must be like {DEFAULT!r}, got {requirement!r}')
-    missing = [
-        tool
-        for tool in ('torch', 'pip', 'pkg_resources', 'wheel', 'ninja')
-        if find_spec(tool) is None
-    ]
+    tools = 'torch', 'pip', 'pkg_resources', 'wheel', 'ninja'
+    missing = [tool for tool in tools if find_spec(tool) is None]
     if missing:
         stop(
             f'{sys.executable} lacks {", ".join(missing)}; install torch for '

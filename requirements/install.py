@@ -71,7 +71,7 @@ def run(command):
     ends all of it, compilers too.
     """
     process = subprocess.Popen(
-        command, env=ENVIRONMENT, cwd=str(ROOT), start_new_session=True
+        command, env=ENVIRONMENT, cwd=ROOT, start_new_session=True
     )
     try:
         return process.wait()
@@ -81,12 +81,15 @@ def run(command):
         raise
 
 
+def free_gb():
+    return shutil.disk_usage(ROOT).free / 1e9
+
+
 def step(title, command, hint='see the messages above'):
     print(f'== {title}', flush=True)
     if run(command):
-        free = shutil.disk_usage(str(ROOT)).free / 1e9
-        if free < 1:
-            hint = f'the disk is full, or nearly: {free:.1f} GB are free'
+        if free_gb() < 1:
+            hint = f'the disk is full, or nearly: {free_gb():.1f} GB are free'
         stop(f'failed at "{title}": {hint}')
 
 
@@ -102,10 +105,9 @@ def check_machine():
 
 
 def check_disk():
-    free = shutil.disk_usage(str(ROOT)).free / 1e9
-    if free < NEEDED_GB:
+    if free_gb() < NEEDED_GB:
         stop(
-            f'the disk of {ROOT} has {free:.1f} GB free, the environment '
+            f'the disk of {ROOT} has {free_gb():.1f} GB free, the environment '
             f'needs about {NEEDED_GB} GB'
         )
 
@@ -113,16 +115,12 @@ def check_disk():
 def check_compiler(python):
     compiler = os.environ.get('CXX', 'c++')
     code = 'import sysconfig; print(sysconfig.get_path("include"))'
-    headers = subprocess.check_output(
-        [str(python), '-c', code], universal_newlines=True
-    ).strip()
+    headers = subprocess.check_output([python, '-c', code], text=True).strip()
     probe = f'{compiler} -std=c++17 -fsyntax-only -I {headers} -x c++ -'
+    source = '#include <optional>\n#include <Python.h>\n'
     try:
         done = subprocess.run(
-            shlex.split(probe),
-            input='#include <optional>\n#include <Python.h>\n',
-            stderr=subprocess.PIPE,
-            universal_newlines=True,
+            shlex.split(probe), input=source, capture_output=True, text=True
         )
     except OSError:
         stop(
@@ -141,9 +139,7 @@ def find_uv():
     """uv, from the PATH or installed for this checkout."""
     for uv in ('uv', str(UV_VENV / 'bin/uv')):
         try:
-            shown = subprocess.check_output(
-                [uv, '--version'], universal_newlines=True
-            )
+            shown = subprocess.check_output([uv, '--version'], text=True)
         except (OSError, subprocess.CalledProcessError):
             continue
         if tuple(map(int, re.findall(r'\d+', shown)[:2])) >= OLDEST_UV:
@@ -152,10 +148,9 @@ def find_uv():
         f'install uv yourself, or give {sys.executable} its modules venv and '
         'ensurepip (on Debian and Ubuntu: apt install python3-venv)'
     )
-    venv = [sys.executable, '-m', 'venv', '--clear', str(UV_VENV)]
+    venv = [sys.executable, '-m', 'venv', '--clear', UV_VENV]
     step('a venv for uv', venv, hint)
-    pip = [str(UV_VENV / 'bin/python'), '-m', 'pip', 'install', '-q', UV]
-    step('uv', pip)
+    step('uv', [UV_VENV / 'bin/python', '-m', 'pip', 'install', '-q', UV])
     return str(UV_VENV / 'bin/uv')
 
 
@@ -166,7 +161,8 @@ def without_mmcv(lock, mmcv):
     return lock.replace(entry, ''), ' '.join(pins)
 
 
-def install_packages(stack, lock, venv):
+def install_packages(stack, lock):
+    venv = ROOT / stack.venv
     if stack.mmcv:
         check_disk()
     uv = find_uv()
@@ -175,32 +171,26 @@ def install_packages(stack, lock, venv):
     # and uv's cache fills a new one in seconds.
     step(
         f'{venv.name}, with Python {stack.python}',
-        [uv, 'venv', '-q', '--clear', str(venv), '--python']
+        [uv, 'venv', '-q', '--clear', venv, '--python']
         + [sys.executable if ours else stack.python],
         f'install Python {stack.python}, or name the one that you have: '
         f'`make PYTHON=/path/to/python{stack.python} ...`',
     )
-    python = str(venv / 'bin/python')
-    packages, mmcv, size = lock, None, ''
-    if stack.mmcv:
-        check_compiler(python)
-        rest, mmcv = without_mmcv(lock.read_text(), stack.mmcv)
-        packages = venv / 'packages.txt'
-        packages.write_text(rest)
-        size = ', the first time a download of 3 GB'
-    step(
-        f'{packages.read_text().count("==")} packages{size}',
-        # Where Python writes no bytecode, as in most containers, each process
-        # would compile 4,600 files.
-        [uv, 'pip', 'sync', '-q', '--compile-bytecode']
-        + ['--require-hashes', '--python', python]
-        + ['--build-constraint', str(BUILD), str(packages)],
-    )
-    if mmcv:
-        step(
-            f'{mmcv.split()[0]} with its operators, minutes the first time',
-            [python, BUILD_MMCV, mmcv],
-        )
+    python = venv / 'bin/python'
+    # Where Python writes no bytecode, as in most containers, each process
+    # would compile 4,600 files.
+    sync = [uv, 'pip', 'sync', '-q', '--compile-bytecode', '--require-hashes']
+    sync += ['--python', python, '--build-constraint', BUILD]
+    if not stack.mmcv:
+        return step(f'{lock.read_text().count("==")} packages', [*sync, lock])
+    check_compiler(python)
+    rest, mmcv = without_mmcv(lock.read_text(), stack.mmcv)
+    packages = venv / 'packages.txt'
+    packages.write_text(rest)
+    count = f'{rest.count("==")} packages'
+    step(f'{count}, the first time a download of 3 GB', [*sync, packages])
+    title = f'{mmcv.split()[0]} with its operators, minutes the first time'
+    step(title, [python, BUILD_MMCV, mmcv])
 
 
 def files(*paths):
@@ -226,37 +216,28 @@ def once(stamp, inputs, action):
 def install(name):
     stack = STACKS[name]
     venv, lock = ROOT / stack.venv, LOCKS / f'{name}.txt'
-    once(
-        venv / '.packages',
-        [lock, BUILD, *files('requirements/install.py', BUILD_MMCV)],
-        lambda: install_packages(stack, lock, venv),
-    )
-    if not stack.install:
-        return
-    mmpsa = [str(venv / 'bin/python'), *stack.install.split()]
-    once(
-        venv / '.mmpsa',
-        files('setup.py', 'setup.cfg', *stack.sources),
-        lambda: step('mmpsa', mmpsa),
-    )
+    inputs = [lock, BUILD, *files('requirements/install.py', BUILD_MMCV)]
+    once(venv / '.packages', inputs, lambda: install_packages(stack, lock))
+    if stack.install:
+        command = [venv / 'bin/python', *stack.install.split()]
+        inputs = files('setup.py', 'setup.cfg', *stack.sources)
+        once(venv / '.mmpsa', inputs, lambda: step('mmpsa', command))
 
 
 def lock():
     """Pins what the lists ask for; a pin that still serves stays."""
     uv = find_uv()
     for name, stack in STACKS.items():
+        command = [uv, 'pip', 'compile', '-q', '--generate-hashes']
+        command += ['--python-version', stack.python]
+        command += ['--python-platform', 'x86_64-unknown-linux-gnu']
+        command += ['--build-constraint', BUILD]
         overrides = LOCKS / f'{name}.overrides'
-        step(
-            f'locking {name}',
-            [uv, 'pip', 'compile', '-q', '--generate-hashes']
-            + ['--python-version', stack.python]
-            + ['--python-platform', 'x86_64-unknown-linux-gnu']
-            + ['--build-constraint', str(BUILD)]
-            + (['--override', str(overrides)] if overrides.exists() else [])
-            + ['--custom-compile-command', 'make lock']
-            + ['-o', f'requirements/stacks/{name}.txt']
-            + [f'requirements/stacks/{name}.in'],
-        )
+        if overrides.exists():
+            command += ['--override', overrides]
+        command += ['--custom-compile-command', 'make lock']
+        command += ['-o', f'requirements/stacks/{name}.txt']
+        step(f'locking {name}', [*command, f'requirements/stacks/{name}.in'])
 
 
 def main():
