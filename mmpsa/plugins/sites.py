@@ -5,11 +5,7 @@ from typing import List, NamedTuple, Optional, Sequence, Set, Tuple
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .blocks import (
-    channels_at,
-    positions_of,
-    why_no_position,
-)
+from .blocks import channels_at, positions_of, why_no_position
 from .extension import plain_class
 from .modules import (
     enumerate_names,
@@ -279,13 +275,8 @@ class SiteFinder:
 
     def _inside(self, name, position):
         """Where version 1.0 put a plugin after such a stage."""
-        inner = [
-            child
-            for child, module in self._root.get_submodule(
-                name
-            ).named_children()
-            if any(module.children())
-        ]
+        stage = self._root.get_submodule(name)
+        inner = [n for n, m in stage.named_children() if any(m.children())]
         return join(name, inner[-1], position, '0') if inner else ''
 
     def _after(self, name: str, in_channels: int) -> Site:
