@@ -83,7 +83,7 @@ class SiteFinder:
         self._root = root
         self._title = type(root).__name__
         self.stages = find_stages(root)
-        self._widths = WidthFinder(root)
+        self._widths = WidthFinder(root, self.stages)
 
     def find(self, entry: Entry) -> List[Site]:
         """The sites of an entry.
@@ -224,7 +224,7 @@ class SiteFinder:
         sites = []
         for name in names:
             try:
-                widths = tuple(self._widths.of_maps(self.stages, name))
+                widths = tuple(self._widths.of_maps(name))
             except ValueError as error:
                 return StageSites(reason=str(error))
             if not widths:

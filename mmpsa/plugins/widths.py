@@ -1,6 +1,7 @@
 """Finds out how many channels the maps of a module have."""
 
-from typing import Dict, List, Sequence, Tuple, Union
+from functools import cached_property
+from typing import List, Sequence
 
 from torch import nn
 
@@ -10,20 +11,26 @@ from .validation import Entry, PluginsError
 
 
 class WidthFinder:
-    """Runs a network for its stages, and for every module, once each."""
+    """Runs a network at most once for its stages, and once for all modules.
 
-    def __init__(self, root: nn.Module):
-        self._root = root
-        # What runs found, or how they failed, by the names asked for.
-        self._runs: Dict[Tuple[str, ...], Union[dict, ValueError]] = {}
+    Args:
+        root (nn.Module): The network.
+        stages (Sequence[list[str]]): The names of the modules of its stages.
+    """
 
-    def of_maps(self, stages: Sequence[List[str]], name: str) -> List[int]:
+    def __init__(self, root: nn.Module, stages: Sequence[List[str]]):
+        self._root, self._stages = root, stages
+
+    def of_maps(self, name: str) -> List[int]:
         """The channels of the maps of a stage, or of the network (``''``).
 
         Raises:
             ValueError: If the network does not run on pictures.
         """
-        return self._run(('', *sum(stages, []))).get(name, [])
+        widths, error = self._in_stages
+        if error:
+            raise error
+        return widths.get(name, [])
 
     def of_module(self, entry: Entry, name: str) -> int:
         """The channels of what a module returns.
@@ -58,17 +65,12 @@ class WidthFinder:
         )
         if not getattr(self._root, 'plugin_positions', True):
             raise PluginsError(f'{unknown}; {remedy}')
-        called = tuple(
-            name
-            for name, module in named_modules(self._root)
-            if is_called(module)
-        )
-        try:
-            widths = self._run(called).get(name, [])
-        except ValueError as error:
+        found, error = self._in_all
+        if error:
             raise PluginsError(
                 f'{unknown}: {error}; {remedy}'
             ) from error.__cause__
+        widths = found.get(name, [])
         if not widths:
             raise PluginsError(
                 f'{unknown}: it returns no N×C×H×W map of fixed width where '
@@ -81,13 +83,18 @@ class WidthFinder:
             )
         return widths[0]
 
+    @cached_property
+    def _in_stages(self):
+        return self._run(['', *sum(self._stages, [])])
+
+    @cached_property
+    def _in_all(self):
+        modules = named_modules(self._root)
+        return self._run([name for name, m in modules if is_called(m)])
+
     def _run(self, names):
-        if names not in self._runs:
-            try:
-                self._runs[names] = find_widths(self._root, names)
-            except ValueError as error:
-                self._runs[names] = error
-        found = self._runs[names]
-        if isinstance(found, ValueError):
-            raise found
-        return found
+        """The widths by name, and None; or nothing, and why it failed."""
+        try:
+            return find_widths(self._root, names), None
+        except ValueError as error:
+            return {}, error

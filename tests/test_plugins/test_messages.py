@@ -109,6 +109,19 @@ def test_a_sequential_is_not_blank():
         insert_plugins(nested, [entry('output')])
 
 
+def test_a_backbone_that_does_not_run_runs_once(monkeypatch):
+    runs = []
+
+    def run(root, names):
+        runs.append(names)
+        raise ValueError('it does not run')
+
+    monkeypatch.setattr('mmpsa.plugins.widths.find_widths', run)
+    with pytest.raises(ValueError, match='it does not run'):
+        insert_plugins(build('mmpose', 'ResNet18'), [entry('after_stage')])
+    assert len(runs) == 1
+
+
 def test_a_layer_that_only_containers_hold():
     """As a stage, too, the error names the entry."""
     layers = nn.Sequential(OrderedDict(layer1=nn.Conv2d(3, 4, 1)))
