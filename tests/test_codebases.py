@@ -64,11 +64,11 @@ def test_the_head_of_detr_keeps_its_class_weights():
         assert each.bg_cls_weight == 0.25
 
 
-@pytest.mark.parametrize('plugins', [None, [dict(position='output')]])
+@pytest.mark.parametrize(
+    'plugins', [None, [dict(cfg=dict(type='Probe'), position='output')]]
+)
 def test_weights_of_an_old_swin_load(plugins):
     pytest.importorskip('mmpretrain')
-    for plugin in plugins or ():
-        plugin['cfg'] = dict(type='Probe')
     swin = build('mmpretrain', 'SwinTransformer', plugins=plugins)
     old = OrderedDict(
         (re.sub('^norm3', 'norm', key), value)
