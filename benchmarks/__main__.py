@@ -68,6 +68,7 @@ def arguments():
     parser.add_argument(
         '--shapes',
         nargs='*',
+        action='extend',
         type=shape_of,
         metavar='NxCxHxW',
         help='input shapes of single blocks, instead of the usual ones; '
@@ -76,6 +77,7 @@ def arguments():
     parser.add_argument(
         '--types',
         nargs='*',
+        action='extend',
         default=[],
         metavar='TYPE',
         help='more plugins to measure as single blocks, as timm_ela',
@@ -85,7 +87,7 @@ def arguments():
         help='the config of a top-down pose estimator instead of HRNet-W32; '
         "'' leaves networks out",
     )
-    parser.add_argument('--dtypes', nargs='+', choices=DTYPES)
+    parser.add_argument('--dtypes', nargs='+', action='extend', choices=DTYPES)
     parser.add_argument(
         '--out',
         type=Path,

@@ -31,6 +31,7 @@ MODELS = {  # label: config, where it was trained
     'segmentation': (SEG, COMPARISON / 'none_seed0'),
     'segmentation + PSA': (f'{SEG}_psa-s', COMPARISON / 'psa_seed0'),
 }
+os.environ['CUDA_VISIBLE_DEVICES'] = ''  # two runs would need two GPUs
 MIM = str(Path(sys.executable).with_name('mim'))
 PICTURES = (1, 19, 30)  # of the validation split, drawn in the picture
 MASKED = ('layer1.1', 'layer3.1')  # blocks whose spatial masks are drawn

@@ -342,7 +342,8 @@ class PolarizedSelfAttention(BaseModule):
         return polarized_self_attention(x, weights, self.spec, self.backend)
 
     def _check_for_layers(self, x):
-        if x.dim() != 4 or not x.is_floating_point():
+        right = x.dim() == 4 and x.shape[1] == self.in_channels
+        if not (right and x.is_floating_point()):
             raise ValueError(
                 f'x must be N×{self.in_channels}×H×W, of a floating-point '
                 f'dtype, got {tuple(x.shape)}, {x.dtype}{dtype_remedy(x)}'

@@ -48,8 +48,9 @@ def written(tmp_path_factory):
     out = tmp_path_factory.mktemp('benchmarks') / 'tiny'
     result = run(
         *('--device', 'cpu', '--quick', '--network', NETWORK, '--out', out),
-        *('--dtypes', 'float32', 'bfloat16'),
-        *('--types', 'timm_ese', '--shapes', '2x16x4x6', '1x16x160x150'),
+        *('--dtypes', 'float32', '--dtypes', 'bfloat16'),
+        *('--types', 'timm_ese', '--shapes', '2x16x4x6'),
+        *('--shapes', '1x16x160x150'),
     )
     assert result.returncode == 0, result.stderr
     rows = json.loads(out.with_suffix('.json').read_text())['rows']

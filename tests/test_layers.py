@@ -382,7 +382,12 @@ def test_the_log_says_layers():
 
 @pytest.mark.parametrize('call', ['forward', 'served_by', 'masks'])
 @pytest.mark.parametrize(
-    'x', [torch.zeros(CHANNELS, 8, 8), torch.zeros(2, CHANNELS, 8, 8).int()]
+    'x',
+    [
+        torch.zeros(CHANNELS, 8, 8),
+        torch.zeros(2, CHANNELS, 8, 8).int(),
+        torch.zeros(2, CHANNELS + 1, 8, 8),
+    ],
 )
 def test_a_wrong_input_is_refused_then(call, x):
     block = hooked(make_block('paper', 'parallel', CHANNELS))

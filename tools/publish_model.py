@@ -104,6 +104,7 @@ def main():
     parser.add_argument(
         '--metric',
         nargs='+',
+        action='extend',
         type=metric,
         default=[],
         metavar='NAME=VALUE',

@@ -157,7 +157,9 @@ def devices(jobs):
     """A device for each job: the number of a GPU, or None for the CPU."""
     count = torch.cuda.device_count()
     if 0 < count < jobs:
-        raise PlanError(f'--jobs {jobs} needs as many GPUs; there are {count}')
+        raise PlanError(
+            f'--jobs must be at most {count}, the number of GPUs, got {jobs}'
+        )
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     names = visible.split(',') if visible else map(str, range(count))
     return [*names][:jobs] if count else [None] * jobs

@@ -68,8 +68,8 @@ class _Autograd(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             y, maps, vectors = ops.psa.default(x, list(weights), *spec)
         weights, scale = _split(weights, Spec(*spec))
-        # The same memory, but others may write it before the backward.
-        scale = [tensor.data for tensor in scale]
+        # Others may write it before the backward.
+        scale = [tensor.detach().clone() for tensor in scale]
         ctx.save_for_backward(x, maps, vectors, *weights, *scale)
         ctx.mark_non_differentiable(maps, vectors)
         ctx.ops, ctx.spec = ops, spec

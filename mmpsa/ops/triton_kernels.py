@@ -357,7 +357,8 @@ def _spatial_mask(logits, p, inside, scalars, factor, OFFICIAL: tl.constexpr):
 
     This input is the logits, or their softmax if OFFICIAL.
     """
-    a = tl.load(logits + p, mask=inside, other=0.0)
+    # -inf, because a difference to the peak of 0 may be too large for exp
+    a = tl.load(logits + p, mask=inside, other=float('-inf'))
     if OFFICIAL:
         a = tl.exp(a - tl.load(scalars + _FOCUS_PEAK))
         a = a / tl.load(scalars + _FOCUS_WEIGHT)

@@ -86,6 +86,11 @@ def _class_of(entry, kind, registry):
             f'which is not registered under the scope {registry.scope!r}'
             + _where_else(kind, registry)
         )
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise PluginsError(
+            f"{entry.where}['cfg']['type'] must be a class of modules or its "
+            f'name, got {kind!r}, which is {cls!r}'
+        )
     if hasattr(cls, 'plugin_positions') or issubclass(cls, BaseModel):
         raise PluginsError(
             f"{entry.where}['cfg']['type'] must be a plugin, a layer that "
@@ -133,12 +138,8 @@ def _pass_identity_init(entry, cls, cfg):
     if (
         entry.identity_init
         and 'identity_init' in inspect.signature(cls).parameters
-        and cfg.setdefault('identity_init', True) is not True
     ):
-        raise PluginsError(
-            f'{entry.where} has identity_init=True, and cfg has '
-            f'identity_init={cfg["identity_init"]!r}; drop one'
-        )
+        cfg['identity_init'] = True
 
 
 def _arguments(cls, cfg):

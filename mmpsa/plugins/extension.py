@@ -15,6 +15,10 @@ class Extension:
 
     extension_parts: tuple  # the mixins, and the class without them
 
+    def chosen_or(self, forward):
+        """The forward that this module had chosen for itself, or another."""
+        return vars(self).get('chosen_forward', forward)
+
     def __reduce_ex__(self, protocol):
         # A pickle finds the class without the mixins by its name.
         _, (_, *args), *state = super().__reduce_ex__(max(protocol, 2))
@@ -24,6 +28,9 @@ class Extension:
 def extend(module: nn.Module, mixin: type) -> None:
     """Make a module an instance of a mixin, if it is none."""
     if not isinstance(module, mixin):
+        if 'forward' in vars(mixin) and 'forward' in vars(module):
+            # some choose one when they are built
+            module.chosen_forward = vars(module).pop('forward')
         module.__class__ = _extended(mixin, type(module))
 
 

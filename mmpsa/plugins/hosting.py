@@ -24,15 +24,14 @@ def add_plugin(root: nn.Module, site: Site, name: str, layer: nn.Module):
     host = parent = root.get_submodule(site.host)
     for container in site.containers:
         if container not in parent._modules:
-            _add_child(parent, container, nn.ModuleDict())
+            # not a ModuleDict, which has names of its own, as 'values'
+            _add_child(parent, container, nn.Module())
         parent = parent._modules[container]
     _add_child(parent, name, layer)
     if site.module is None:
         _let_upstream_run(host, site.position, name)
         return
     if not isinstance(host, Host):
-        if 'forward' in vars(host):  # some choose one when they are built
-            host.chosen_forward = vars(host).pop('forward')
         host.plugin_hooks = []
         extend(host, Host)
     for hook in host.plugin_hooks:
@@ -82,6 +81,18 @@ class Host(Extension):
     on itself, because some heads call ``self.forward()``.
     """
 
+    def __setattr__(self, name, value):
+        # mmpose's RepVGGBlock gets another forward in switch_to_deploy
+        if name == 'forward' and getattr(value, '__self__', None) is self:
+            name = 'chosen_forward'
+        super().__setattr__(name, value)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        # A recursive pyramid runs its blocks by another method than forward.
+        for hook in self.plugin_hooks:
+            hook.follow(self)
+
     def forward(self, *args, **kwargs):
         if any(isinstance(arg, Proxy) for arg in args):
             raise RuntimeError(
@@ -91,8 +102,7 @@ class Host(Extension):
             )
         for hook in self.plugin_hooks:
             hook.follow(self)
-        chosen = vars(self).get('chosen_forward', super().forward)
-        output = chosen(*args, **kwargs)
+        output = self.chosen_or(super().forward)(*args, **kwargs)
         for hook in self.plugin_hooks:
             if not hook.site.module:
                 output = hook.run(self, output)

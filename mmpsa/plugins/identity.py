@@ -28,11 +28,14 @@ def _try(layer, in_channels) -> Optional[List[Trial]]:
     """Run copies of a plugin in both modes, on maps of two sizes.
 
     Returns:
-        list[Trial] or None: None if the plugin raised anything.
+        list[Trial] or None: None if the plugin raised anything, or has no
+        numbers (``meta``).
     """
     trials = []
     try:
         like = next(layer.parameters(), torch.empty(0))
+        if like.is_meta:
+            return None
         with own_random_numbers(layer, 'trial'):
             for training, size in product((False, True), ((8, 8), (16, 24))):
                 x = torch.randn(2, in_channels, *size).to(like)
@@ -80,7 +83,8 @@ class FromIdentity(Extension):
     """
 
     def forward(self, x):
-        y = super().forward(x.clone() if self.may_change_input else x)
+        forward = self.chosen_or(super().forward)
+        y = forward(x.clone() if self.may_change_input else x)
         check_shape(self, x, y)
         return x + self.identity_gamma * (y - x)
 

@@ -4,7 +4,7 @@ It renames the keys of older checkpoints, too.
 """
 
 import logging
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import mmengine.model  # noqa: F401 its weight initialisers
 from mmengine.logging import print_log
@@ -95,32 +95,37 @@ class Root(Extension):
         if infos is not None:
             for module in self.modules():
                 module._params_init_info = infos
-        for name in self.plugin_widths:
-            layer = self.get_submodule(name)
+        for name, layer in self._plugins():
             _record(layer, infos)
             _initialise(self, name)
             _record(layer, infos)
 
+    def _plugins(self):
+        """The plugins by name, but for those whose host is gone."""
+        for name in self.plugin_widths:
+            with suppress(AttributeError):
+                yield name, self.get_submodule(name)
+
     def _report_missing(self, state_dict, prefix):
         if not any(key.startswith(prefix) for key in state_dict):
             return
-        missing = [
-            name
-            for name in self.plugin_widths
-            if self.get_submodule(name).state_dict()
+        missing = {
+            name: layer
+            for name, layer in self._plugins()
+            if layer.state_dict()
             and not any(
                 key.startswith(f'{prefix}{name}.') for key in state_dict
             )
-        ]
+        }
         if not missing:
             return
         identities = all(
-            is_identity(self.get_submodule(name), self.plugin_widths[name])
-            for name in missing
+            is_identity(layer, self.plugin_widths[name])
+            for name, layer in missing.items()
         )
         print_log(
             f'The state dict has no weights for {len(missing)} plugins in '
-            f'this {type(self).__name__} (the first is {missing[0]}): '
+            f'this {type(self).__name__} (the first is {[*missing][0]}): '
             'they start from their own initialisation, '
             + (
                 'as the identity: the network computes the same as before'
@@ -162,7 +167,7 @@ def _without_plugins(hosts):
     for host, modules in children:
         for name, module in modules.items():
             if getattr(module, 'is_plugin', False):
-                del host._modules[name]
+                host._modules.pop(name, None)  # a host may come twice
     try:
         yield
     finally:

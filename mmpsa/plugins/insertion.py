@@ -21,6 +21,9 @@ from .sites import Site, SiteFinder, join
 from .usage import watch
 from .validation import AFTER_MODULE, Entry, PluginsError, validate
 
+# what an attribute that is not there is; others may be None
+_NONE = object()
+
 
 class _Insertion(NamedTuple):
     """One plugin layer and where it goes."""
@@ -39,11 +42,11 @@ def insert_plugins(module: nn.Module, plugins: Sequence[dict]) -> List[str]:
     """Insert plugins into a built backbone, neck or head.
 
     Plugins at one place run in the order of the list, each on the output of
-    the one before. A plugin takes the device and the dtype of its block
-    (stage, module), and is frozen if its block is. It keeps its own
-    initialisation when the module's ``init_weights`` runs. A ``Pretrained``
-    checkpoint overwrites this initialisation if it has weights for the
-    plugin.
+    the one before; those of a position run before those of ``modules``. A
+    plugin takes the device and the dtype of its block (stage, module), and is
+    frozen if its block is. It keeps its own initialisation when the module's
+    ``init_weights`` runs. A ``Pretrained`` checkpoint overwrites this
+    initialisation if it has weights for the plugin.
 
     Args:
         module (nn.Module): A backbone, neck or head of mmpose, mmseg, mmdet
@@ -127,19 +130,22 @@ def _build_all(module, entries) -> List[_Insertion]:
     ]
     # Sorted by position, as the keys of mmseg's own plugins are.
     places.sort(key=lambda place: _order_of(place[1].position))
-    added, paths = [], set()
+    added, taken = [], {}
     for entry, site in places:
         name, layer = build_plugin(module, entry, site)
         new = _Insertion(entry, site, name, layer)
-        taken = _attribute(module, new.path)
-        if new.path in paths or taken is not None:
-            by = '' if taken is None else f' by a {type(taken).__name__}'
+        # by the host itself, which may have several names
+        host = module.get_submodule(site.host)
+        path = id(host), (*site.containers, name)
+        other = _attribute(host, path[1])
+        if path in taken or other is not _NONE:
+            by = taken.get(path) or f'a {type(other).__name__}'
             raise PluginsError(
                 f"{entry.where}: the name '{name}' is taken in "
-                f'{site.path}{by}; give the plugin another postfix inside '
+                f'{site.path} by {by}; give the plugin another postfix inside '
                 "cfg, as in cfg=dict(type=…, postfix='1')"
             )
-        paths.add(new.path)
+        taken[path] = entry.where
         added.append(new)
     return added
 
@@ -148,9 +154,9 @@ def _order_of(position):
     return (position == AFTER_MODULE, position)
 
 
-def _attribute(module, path):
-    for name in path.split('.'):
-        module = getattr(module, name, None)
+def _attribute(module, names):
+    for name in names:
+        module = getattr(module, name, _NONE)
     return module
 
 

@@ -238,14 +238,18 @@ class SiteFinder:
                 host = join(host, [*module._modules][-1])
                 module = module[-1]
             frozen = position == AFTER_STAGE and self._is_frozen(name)
-            if is_replaceable(module):
+            if is_container(module) or is_replaceable(module):
                 if not name:
                     return StageSites(
                         reason='it is a Sequential of single layers'
                     )
-                (width,) = widths
+                if len(widths) > 1:
+                    return StageSites(
+                        reason=f'{name} is a container that returns '
+                        f'{len(widths)} maps'
+                    )
                 try:
-                    site = self._after(name, width)
+                    site = self._after(name, *widths)
                 except ValueError as error:
                     return StageSites(reason=str(error))
                 sites.append(
@@ -288,7 +292,8 @@ class SiteFinder:
         outer module that is neither.
 
         Raises:
-            ValueError: If there is no such module.
+            ValueError: If there is no such module, or if it is skipped in
+                evaluation.
         """
         module = self._root.get_submodule(name)
         outer, inner, host = name.split('.'), [], module
@@ -305,6 +310,12 @@ class SiteFinder:
                 f'{name} is only inside containers, which would run the '
                 'plugin as a child; name a module inside a module that is no '
                 'container'
+            )
+        fuses = getattr(host, 'efficient_conv_bn_eval_forward', None)
+        if fuses and isinstance(module, (nn.Conv2d, _BatchNorm)):
+            raise ValueError(
+                f'{name} is fused in evaluation; name {".".join(outer)}, or '
+                'leave out its efficient_conv_bn_eval=True'
             )
         return Site(
             host='.'.join(outer),

@@ -99,6 +99,12 @@ def _entry(where, plugin):
         raise PluginsError(
             f"{where}['identity_init'] must be a bool, got {identity_init!r}"
         )
+    inside = cfg.get('identity_init', identity_init)
+    if 'identity_init' in plugin and inside is not identity_init:
+        raise PluginsError(
+            f'{where} has identity_init={identity_init}, and cfg has '
+            f'identity_init={inside!r}; drop one'
+        )
     if not by_name:
         if plugin['position'] not in POSITIONS:
             raise PluginsError(

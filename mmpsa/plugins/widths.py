@@ -36,7 +36,8 @@ class WidthFinder:
         """The channels of what a module returns.
 
         An attribute of the module has them, or the entry, or a run finds
-        them.
+        them. The entry may contradict the attribute of a module that has
+        children: such an attribute may be of one branch.
 
         Raises:
             PluginsError: If they are not known, or if the entry says another
@@ -48,6 +49,8 @@ class WidthFinder:
             width = getattr(module, attribute, None)
             if isinstance(width, int):
                 if given not in (None, width):
+                    if any(module.children()):
+                        break  # a ShuffleUnit returns more than it says
                     raise PluginsError(
                         f"{entry.where}['cfg']['in_channels'] is {given}, but "
                         f'{name} has {attribute}={width}'

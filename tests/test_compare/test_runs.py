@@ -208,7 +208,7 @@ def test_devices(monkeypatch):
     assert devices(2) == ['0', '1']
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,6,7')
     assert devices(2) == ['4', '5']
-    with pytest.raises(PlanError, match='--jobs 5 needs .* there are 4'):
+    with pytest.raises(PlanError, match='at most 4, .* got 5'):
         devices(5)
 
 

@@ -163,7 +163,7 @@ def test_mask_scale_may_be_written_before_the_backward(backend, layout):
     expected = run(block, x, x)
     out = block(x.requires_grad_())
     with torch.no_grad():
-        block.mask_scale.copy_(block.mask_scale.clone())
+        block.mask_scale.fill_(0.5)
     inputs = [x, *block.parameters()]
     grads = torch.autograd.grad(out, inputs, x.detach())
     for ours, grad in zip(grads, expected[1:]):
@@ -428,6 +428,17 @@ def test_extreme_input_stays_finite(backend, variant, layout, dtype, peak):
             for mask in block.masks(x)
             if mask is not None
         )
+
+
+def test_a_low_peak_of_the_focus(backend):
+    """No lane beyond the last position counts: 20 is no power of two."""
+    block, device = make(backend, 'official', 'parallel', 8)
+    with torch.no_grad():
+        block.conv_q_left.weight.fill_(1.0)
+        block.conv_v_left.weight.fill_(-1.0)
+    x = 30 + random(device, 1, 8, 5, 4)
+    for tensor in run(block, x, torch.ones_like(x)):
+        assert tensor.isfinite().all()
 
 
 # More positions than a tile of the CPU's kernels has, and few.

@@ -361,3 +361,41 @@ def test_an_old_place_of_a_plugin_loads():
     again.load_state_dict(old)
     for a, b in zip(again.parameters(), backbone.parameters()):
         assert torch.equal(a, b)
+
+
+def test_another_forward_set_after_insertion():
+    """As mmpose's switch_to_deploy does it."""
+    block = import_module('mmpose.models.utils.reparam_layers').RepVGGBlock
+    net = nn.Sequential(nn.Sequential(block(3, 3)))
+    insert_plugins(net[0], [probe(modules='0')])
+    randomise(net).eval()
+    x = images()
+    expected = net(x)
+    net[0][0].switch_to_deploy()
+    for model in (net, copy.deepcopy(net)):
+        (plugin,) = probes(model)
+        plugin.calls = 0
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+        assert plugin.calls == 1
+
+
+def test_copies_where_blocks_run_by_another_method():
+    """A recursive feature pyramid runs blocks by their ``rfp_forward``."""
+    backbone = build(
+        'mmdet',
+        'DetectoRS_ResNet50',
+        rfp_inplanes=16,
+        plugins=[probe(position='after_conv2')],
+    )
+    randomise(backbone).eval()
+    x, features = images(), [None] + 4 * [torch.rand(1, 16, 1, 1)]
+    expected = backbone.rfp_forward(x, features)
+    for other in (
+        copy.deepcopy(backbone),
+        pickle.loads(pickle.dumps(backbone)),
+    ):
+        for each in probes(other):
+            each.calls = 0
+        for a, b in zip(other.rfp_forward(x, features), expected):
+            assert torch.equal(a, b)
+        assert {each.calls for each in probes(other)} == {1}

@@ -226,6 +226,35 @@ def test_the_identity_is_not_claimed(kind):
     assert not is_identity(MODELS.build(dict(type=kind, in_channels=8)), 8)
 
 
+def test_a_forward_chosen_in_the_constructor():
+    @MODELS.register_module(force=True)
+    class Chooser(Tripled):
+        def __init__(self, in_channels):
+            super().__init__(in_channels)
+            self.forward = self.chosen
+
+        def chosen(self, x):
+            return x * self.weight
+
+    backbone, x = net('Chooser'), images()
+    expected = build('mmpose', 'ResNet18')
+    expected.load_state_dict(backbone.state_dict(), strict=False)
+    for each in (backbone, expected):
+        each.eval()
+    for a, b in zip(backbone(x), expected(x)):
+        assert torch.equal(a, b)
+    backbone(x)[-1].sum().backward()
+    assert backbone.layer1[0].chooser.identity_gamma.grad is not None
+
+
+def test_without_numbers():
+    with torch.device('meta'):
+        backbone = net('Tripled')
+    assert backbone.layer1[0].tripled.identity_gamma.is_meta
+    state = build('mmpose', 'ResNet18').state_dict()
+    backbone.load_state_dict(state, strict=False, assign=True)
+
+
 def test_a_trial_leaves_no_trace():
     plugin = nn.Sequential(nn.BatchNorm2d(8), nn.Dropout())
     state = torch.get_rng_state()
@@ -246,6 +275,11 @@ def test_a_trial_leaves_no_trace():
             entry('PSA', identity_init=False),
             r'plugins\[0\] has identity_init=True, and cfg has '
             'identity_init=False; drop one',
+        ),
+        (
+            dict(entry('PSA', identity_init=True), identity_init=False),
+            r'plugins\[0\] has identity_init=False, and cfg has '
+            'identity_init=True; drop one',
         ),
         (
             entry('PSA', variant='official'),

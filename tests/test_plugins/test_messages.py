@@ -8,7 +8,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from helpers import Probe, build, images, upstream
+from helpers import Probe, build, images, probes, upstream
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
@@ -210,6 +210,47 @@ class Half(Probe):
     """Named like a method of every module."""
 
     _abbr_ = 'half'
+
+
+@pytest.mark.parametrize(
+    'kind', [dict, int, 'builtins.dict', 'os.path.join', 'mmpsa.plugins']
+)
+def test_a_type_that_is_no_module(kind):
+    message = (
+        r"\['cfg'\]\['type'\] must be a class of modules or its name, got"
+    )
+    with pytest.raises(ValueError, match=message):
+        build(
+            'mmpose',
+            'ResNet18',
+            plugins=[dict(cfg=dict(type=kind), position='after_conv1')],
+        )
+
+
+@MODELS.register_module()
+class Sampled(Probe):
+    """Named like an attribute of ResNet's blocks, which may be None."""
+
+    _abbr_ = 'downsample'
+
+
+def test_a_name_that_is_none_is_taken():
+    entry = dict(cfg=dict(type='Sampled'), position='after_conv1')
+    backbone = build('mmpose', 'ResNet18')
+    keys = [*backbone.state_dict()]
+    with pytest.raises(ValueError, match='taken in layer1.0 by a NoneType'):
+        insert_plugins(backbone, [entry])
+    assert [*backbone.state_dict()] == keys
+
+
+def test_modules_may_be_named_like_methods_of_dicts():
+    net = nn.Module()
+    net.keys, net.values = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+    insert_plugins(
+        net, [dict(cfg=dict(type='Probe'), modules=['keys', 'values'])]
+    )
+    net.values(net.keys(images()))
+    assert [p.calls for p in probes(net)] == [1, 1]
 
 
 def test_a_name_that_is_a_method_is_called_one():

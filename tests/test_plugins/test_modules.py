@@ -523,6 +523,50 @@ def test_refused(entry, error, message):
     assert list(backbone.state_dict()) == keys
 
 
+def test_what_fuses_itself_in_evaluation_is_refused():
+    from mmcv.cnn import ConvModule
+
+    class Net(nn.Module):
+        def __init__(self, fused):
+            super().__init__()
+            self.c = ConvModule(
+                3,
+                3,
+                1,
+                norm_cfg=dict(type='BN'),
+                efficient_conv_bn_eval=fused,
+            )
+
+        def forward(self, x):
+            return self.c(x)
+
+    for name in ('c.conv', 'c.bn'):
+        with pytest.raises(ValueError, match=f'{name} is fused in evaluation'):
+            insert_plugins(Net(True), [probe(name)])
+        insert_plugins(Net(False), [probe(name)])
+    net = Net(True).eval()
+    insert_plugins(net, [probe(['c', 'c.activate'], in_channels=3)])
+    net(images())
+    assert [p.calls for p in probes(net)] == [1, 1]
+
+
+def test_the_entry_knows_the_width_better_than_a_block():
+    """``out_channels`` of a ShuffleUnit is that of one of its branches."""
+    backbone = build('mmpose', 'ShuffleNetV1')
+    entry = probe('layers.0.0', in_channels=120)
+    insert_plugins(backbone, [entry])
+    backbone(images())
+    assert [p.calls for p in probes(backbone)] == [1]
+
+
+def test_a_module_replaced_later_loses_its_plugin_alone():
+    backbone = build('mmpose', 'ResNet18', plugins=[probe('layer[12].*')])
+    backbone.layer2 = nn.Identity()
+    backbone.init_weights()
+    backbone.load_state_dict(backbone.state_dict())
+    assert len(probes(backbone)) == 2
+
+
 def test_lists_are_never_called():
     with pytest.raises(ValueError, match=r"never called.*'cls_convs.\*'"):
         retina_head(plugins=[probe('cls_convs')])
@@ -625,7 +669,8 @@ class TestPluggable:
         x = images()
         torch.testing.assert_close(own(x), 3 * plain(x))
         entry = dict(cfg=dict(type='PSA'), position='output')
-        assert isinstance(Own(4, plugins=[entry]).output['0'].psa, mmpsa.PSA)
+        there = Own(4, plugins=[entry]).get_submodule('output.0.psa')
+        assert isinstance(there, mmpsa.PSA)
         # it keeps its initialisation
         psa = dict(cfg=dict(type='PSA'), modules='conv')
         own = Own(8, plugins=[psa])

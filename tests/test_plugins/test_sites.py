@@ -9,7 +9,11 @@ from typing import NamedTuple
 import pytest
 import torch
 from helpers import EVERY, build, images, probes, randomise, upstream
-from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.model import (
+    BaseModule,
+    convert_sync_batchnorm,
+    revert_sync_batchnorm,
+)
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -481,7 +485,8 @@ def test_two_at_one_map():
     second['cfg']['postfix'] = 'b'
     insert_plugins(backbone, [first])
     insert_plugins(backbone, [second])
-    assert list(backbone.output['0']) == ['probeoutput', 'probeb']
+    there = backbone.get_submodule('output.0')._modules
+    assert [*there] == ['probeoutput', 'probeb']
     run(backbone, images())
     for entry in (first, second):
         with pytest.raises(ValueError, match='is taken in output.0'):
@@ -647,6 +652,55 @@ def test_a_block_of_two_stages_has_one_plugin(stages):
     assert names == [f'{block}.probeafter_conv1' for block in BLOCKS]
     stages(images())
     assert [p.calls for p in probes(stages)] == [1, 2, 1]
+
+
+def test_a_shared_block_is_initialised():
+    class Net(Stages, BaseModule):
+        pass
+
+    declare_block(Block, after_conv1='conv1')
+    net = Net()
+    insert_plugins(net, [probe('after_conv1')])
+    keys = [*net.state_dict()]
+    net.init_weights()
+    assert [*net.state_dict()] == keys
+
+
+def test_two_names_of_a_module_are_one_place(stages):
+    entries = [
+        dict(cfg=dict(type='Probe'), modules=f'layer{i}.{j}')
+        for i, j in ((1, 1), (2, 0))
+    ]
+    message = (
+        r"plugins\[1\]: the name 'probe' is taken in layer2.0 by plugins\[0\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        insert_plugins(stages, entries)
+    assert not probes(stages)
+
+
+@pytest.mark.parametrize('kind', [nn.Sequential, nn.ModuleList])
+def test_a_stage_that_is_a_container_with_a_forward(kind):
+    class Stage(kind):
+        def forward(self, x):
+            for module in self:
+                x = module(x)
+            return x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer1 = (
+                Stage([Block()]) if kind is nn.ModuleList else Stage(Block())
+            )
+
+        def forward(self, x):
+            return self.layer1(x)
+
+    net = Net()
+    insert_plugins(net, [probe('after_stage')])
+    net(images())
+    assert [p.calls for p in probes(net)] == [1]
 
 
 def test_a_stage_of_blocks_of_another_has_none(stages):

@@ -62,7 +62,7 @@ def test_paths_are_made_relative(publish, checkpoint, tmp_path, monkeypatch):
 
 
 def test_what_is_kept(publish, checkpoint, monkeypatch):
-    path = publish('--metric', 'PCK=51.2', 'bbox@0.1/PCK=5e-1')
+    path = publish('--metric', 'PCK=51.2', '--metric', 'bbox@0.1/PCK=5e-1')
     digest = sha256(path.read_bytes()).hexdigest()
     assert path.name == f'model-{digest[:8]}.pth'
 

@@ -47,8 +47,8 @@ class PSA : public torch::autograd::Function<PSA> {
     variable_list saved = {x, maps, vectors};
     saved.insert(saved.end(), weights.begin(), weights.end());
     if (Spec(variant, layout).has_mask_scale()) {
-      // The same memory, but others may write it before the backward.
-      saved.back() = saved.back().variable_data();
+      // Others may write it before the backward.
+      saved.back() = saved.back().detach().clone();
     }
     context->save_for_backward(saved);
     context->mark_non_differentiable({maps, vectors});

@@ -631,12 +631,14 @@ void gate_backward(
       }
       maps.products(tile, g, of_channel, of_position, dchannel, dlogit);
       if (!spec.has_spatial) continue;
+      float sum = 0;  // of a tile: a span is too long for one float
       for (int64_t j = 0; j < width; ++j) {
         dlogit[j] *= mask[j] * (1 - mask[j] / mask_scale);
         // weighted, where the logits went through a softmax
         if (spec.official) dlogit[j] *= a[j];
-        dbias += dlogit[j];
+        sum += dlogit[j];
       }
+      dbias += sum;
       maps.pool(tile, dlogit, dquery);
     }
   });
