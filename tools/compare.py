@@ -4,6 +4,7 @@ docs/compare.md has an example of a plan and of what comes out.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def main():
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f'--jobs must be 1 or more, got {args.jobs}')
+    if args.want is not None and not args.want > 0:
+        parser.error(f'--want must be above 0, got {args.want:g}')
+    sys.path.append('')  # the runs find modules here, too
+    # so that the runs end with this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))
     name = Path(args.plan).stem
     folder = args.work_dir or Path('work_dirs', name)
 

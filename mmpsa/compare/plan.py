@@ -4,10 +4,14 @@ import hashlib
 import json
 import os.path as osp
 import re
+from difflib import get_close_matches
+from importlib.util import find_spec
+from inspect import signature
 from typing import NamedTuple
 
 from mmengine.config import Config
 from mmengine.hub import get_config
+from mmengine.runner import Runner
 
 # What each key must be. Names that begin with _ are the plan's own.
 ALLOWED = dict(
@@ -19,6 +23,7 @@ ALLOWED = dict(
     rule="'greater' or 'less'",
 )
 DEFAULTS = dict(options={}, rule='greater')
+DATA = 'train_dataloader', 'val_dataloader', 'val_evaluator', 'train_cfg'
 
 
 class PlanError(ValueError):
@@ -54,6 +59,14 @@ class Plan(NamedTuple):
         )
         return ours != theirs
 
+    def other_data(self, arm):
+        """Whether an arm changes what is read, how often, or scored."""
+        theirs, ours = (
+            [_essence(self.configs[name].get(key)) for key in DATA]
+            for name in (next(iter(self.configs)), arm)
+        )
+        return ours != theirs
+
 
 def read_plan(path, find):
     """Read a plan and check what can be checked before a training.
@@ -66,7 +79,7 @@ def read_plan(path, find):
         PlanError: If a key is missing, unknown or not what it should be, an
             arm equals another one, or does not evaluate.
     """
-    keys = {**DEFAULTS, **Config.fromfile(path).to_dict()}
+    keys = {**DEFAULTS, **_config(path, 'is no plan').to_dict()}
     for key in keys:
         if key not in ALLOWED and not key.startswith('_'):
             raise PlanError(
@@ -80,10 +93,19 @@ def read_plan(path, find):
             )
     base, configs = keys['base'], {}
     for arm, changes in keys['arms'].items():
-        cfg = get_config(base) if '::' in base else Config.fromfile(find(base))
-        cfg.merge_from_dict(keys['options'])
-        cfg.merge_from_dict(changes)
-        if not cfg.get('val_dataloader') or cfg.get('val_cfg') is None:
+        cfg = _base(base, find)
+        _check_settings(path, keys['options'], cfg, 'options')
+        _check_settings(path, changes, cfg, f'the arm {arm!r}')
+        try:
+            cfg.merge_from_dict(keys['options'])
+            cfg.merge_from_dict(changes)
+        except Exception as error:
+            raise PlanError(
+                f'{path}: the arm {arm!r} does not fit {base}: {error!r}'
+            ) from error
+        if not (cfg.get('val_dataloader') and cfg.get('val_evaluator')) or (
+            cfg.get('val_cfg') is None
+        ):
             raise PlanError(
                 f'the arm {arm!r} does not evaluate: {base} must have '
                 'val_dataloader, val_cfg and val_evaluator'
@@ -95,6 +117,41 @@ def read_plan(path, find):
     return Plan(
         base, configs, list(keys['seeds']), keys['metric'], keys['rule']
     )
+
+
+def _config(path, what):
+    try:
+        return Config.fromfile(path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise PlanError(f'{path} {what}: {error}') from error
+
+
+def _base(base, find):
+    if '::' not in base:
+        return _config(find(base), 'cannot be read')
+    package, _ = base.split('::', 1)
+    if find_spec(package) is None:  # mmengine would install it
+        raise PlanError(f'{base} needs {package}: mim install {package}')
+    try:
+        return get_config(base)
+    except OSError:
+        raise
+    except Exception as error:
+        raise PlanError(f'{base} cannot be read: {error}') from error
+
+
+def _check_settings(path, settings, cfg, where):
+    """Refuse a misspelt key, which mmengine would leave alone."""
+    known = {*cfg, *signature(Runner.__init__).parameters, 'custom_imports'}
+    for key in settings:
+        if str(key).split('.')[0] not in known:
+            near = ', '.join(get_close_matches(str(key), known, 3)) or 'none'
+            raise PlanError(
+                f'{path}: {where} has {key!r}, which is no setting of the '
+                f'base or of a runner; names like it: {near}'
+            )
 
 
 def hash_of(cfg):
@@ -110,11 +167,14 @@ def hash_of(cfg):
 def _is_right(key, x):
     if key == 'arms':
         named = isinstance(x, dict) and len(x) > 1
-        named = named and all(re.fullmatch(r'[\w.+-]+', str(k)) for k in x)
+        named = named and all(isinstance(k, str) for k in x)
+        named = named and all(re.fullmatch(r'[\w.+-]+', k) for k in x)
         return named and all(isinstance(arm, dict) for arm in x.values())
     if key == 'seeds':
-        unique = isinstance(x, (list, tuple)) and len({*x}) == len(x) > 0
-        return unique and all(type(n) is int and n >= 0 for n in x)
+        right = isinstance(x, (list, tuple)) and all(
+            type(n) is int and n >= 0 for n in x
+        )
+        return right and len({*x}) == len(x) > 0
     if key == 'rule':
         return x in ('greater', 'less')
     return isinstance(x, dict if key == 'options' else str)

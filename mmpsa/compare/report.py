@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from .results import run_of, start_of
-from .statistics import detectable, difference, holm, seeds_needed, verdict
+from .statistics import (
+    LEVEL,
+    detectable,
+    difference,
+    holm,
+    seeds_needed,
+    verdict,
+)
 
 PAGE = Path(__file__).with_name('page.md')
 
@@ -22,7 +29,8 @@ class Report:
     def __init__(self, results, baseline=None):
         self.results = results
         self.seeds, self.metric = results['seeds'], results['metric']
-        self.costs = results.get('costs', {})
+        costs = results.get('costs', {})
+        self.costs = {k: costs[k] for k in results['arms'] if k in costs}
         self.baseline = baseline or next(iter(results['arms']))
         self.runs, self.curves, self.scores = {}, {}, {}
         for arm in results['arms']:
@@ -34,7 +42,9 @@ class Report:
             }
         curves = [x for each in self.curves.values() for x in each.values()]
         # mmpose and mmdet log shares, mmseg and mmpretrain percent
-        if not any((abs(curve[:, 1] - 0.5) > 0.5).any() for curve in curves):
+        if curves and not any(
+            (abs(curve[:, 1] - 0.5) > 0.5).any() for curve in curves
+        ):
             self.metric += ' × 100'
             for curve in curves:
                 curve[:, 1] *= 100
@@ -96,19 +106,29 @@ class Report:
         lines = []
         for arm, found in self.differences.items():
             count, deviation = len(found.values), found.deviation
-            text = (
-                f'**{arm}**: no interval and no verdict. They take two seeds'
-            )
-            if deviation is not None:
-                seen = number(detectable(deviation, count))
+            text = f'**{arm}**: no interval and no verdict: '
+            if found.p is None:
+                text += (
+                    'fewer than two seeds are finished in both arms'
+                    if count < 2
+                    else f'all {count} differences are {number(found.mean)}'
+                )
+            else:
+                # of the smallest of the p values
+                level = LEVEL / len(self.ps)
+                seen = number(detectable(deviation, count, level))
+                p = f'p = {self.ps[arm]:.2g}'
+                if len(self.ps) > 1:
+                    p += f' ({found.p:.2g} before the correction)'
                 text = (
                     f'**{arm}: {self.verdict(arm)}.** Over {self.baseline} '
-                    f'{self.gain(arm)}, p = {self.ps[arm]:.2g}. {count} seeds '
+                    f'{self.gain(arm)}, {p}. {count} seeds '
                     f'could see a difference of {seen}'
                 )
                 if want is not None:
-                    needed = seeds_needed(want, deviation) or 'over 1,000'
-                    text += f'; one of {want:g} needs {needed} seeds'
+                    needed = seeds_needed(want, deviation, level)
+                    text += f'; one of {want:g} needs '
+                    text += f'{needed or "over 1,000"} seeds'
             lines.append(text + '.')
         return '\n\n'.join(lines)
 
@@ -155,8 +175,10 @@ class Report:
                 if unequal:
                     text += f' These are not: {", ".join(sorted(unequal))}.'
             if self.results['arms'][arm]['beyond_plugins']:
+                text += ' It changes more than plugins; '
+                other = self.results['arms'][arm].get('other_data')
                 text += (
-                    ' It changes more than plugins; data and seed are equal.'
+                    'its data, too.' if other else 'data and seed are equal.'
                 )
             lines.append(text)
         return '\n'.join(lines)

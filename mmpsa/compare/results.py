@@ -3,10 +3,18 @@
 import json
 import os
 
+from .plan import PlanError
+
 
 def read(path):
     """The content of a file of :func:`write`, or an empty dict."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        content = json.loads(path.read_text()) if path.exists() else {}
+        return dict(content)
+    except (TypeError, ValueError) as error:
+        raise PlanError(
+            f'{path} is damaged: {error}; replace it by a copy, or remove it'
+        ) from error
 
 
 def write(path, content):

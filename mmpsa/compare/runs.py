@@ -30,7 +30,10 @@ class Runs:
         self.path = folder / 'results.json'
         self.hashes = {run: hash_of(plan.config_of(*run)) for run in plan.runs}
         arms = {
-            arm: dict(beyond_plugins=plan.beyond_plugins(arm))
+            arm: dict(
+                beyond_plugins=plan.beyond_plugins(arm),
+                other_data=plan.other_data(arm),
+            )
             for arm in plan.configs
         }
         self.results = dict(dict(runs=[]), **read(self.path))
@@ -80,11 +83,13 @@ class Runs:
                     if process.poll() is not None:
                         del running[run]
                         free.append(device)
-                        self.finish(run)
+                        self.finish(run, process.returncode)
                         self.tell(waiting, running, jobs)
         finally:
             for process, _ in running.values():
                 process.terminate()
+            for process, _ in running.values():
+                process.wait()
 
     def start(self, run, jobs, device, resume):
         """Start the process of a run."""
@@ -112,12 +117,14 @@ class Runs:
             out = dict(stdout=log, stderr=subprocess.STDOUT)
             return subprocess.Popen(command, env=env, **out)
 
-    def finish(self, run):
-        """Keep what a process has left."""
+    def finish(self, run, status):
+        """Keep what a process has left; ``status`` is that of its end."""
         if not self.take(run):
             log = self.folder / name_of(run) / 'train.log'
-            *_, last = ['no output', *log.read_text().split('\n')[:-1]]
-            self.failed[name_of(run)] = f'{last} ({log})'
+            lines = log.read_text(errors='replace').split('\n')
+            *_, last = ['no output', *filter(str.strip, lines)]
+            end = f'status {status}' if status >= 0 else f'signal {-status}'
+            self.failed[name_of(run)] = f'{end}, {last} ({log})'
         write(self.path, self.results)
 
     def tell(self, waiting, running, jobs):
@@ -137,14 +144,16 @@ class Runs:
         trained = {run['arm'] for run in self.results['runs']}
         configs = {a: x for a, x in self.plan.configs.items() if a in trained}
         hashes = {arm: hash_of(cfg) for arm, cfg in configs.items()}
-        known = self.results.get('costs', {})
-        if {k: x['hash'] or hashes.get(k) for k, x in known.items()} != hashes:
+        known = self.results.setdefault('costs', {})
+        if any(known.get(k, {}).get('hash') != x for k, x in hashes.items()):
             print('measuring costs', flush=True)
-            costs = measure(configs)
-            self.results['costs'] = {
-                arm: dict(cost, hash=hashes[arm])
-                for arm, cost in costs.items()
-            }
+            try:
+                costs = measure(configs)
+            except Exception as error:  # the trainings count without them
+                print(f'costs are not measured: {error!r}', flush=True)
+                costs = {}
+            for arm, cost in costs.items():
+                known[arm] = dict(cost, hash=hashes[arm])
         write(self.path, self.results)
 
 

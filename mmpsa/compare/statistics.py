@@ -12,8 +12,9 @@ class Difference(NamedTuple):
     """What an arm has over another: one value for each seed that both have.
 
     ``low`` and ``high`` are the ends of the mean's 95 % interval, ``p`` is
-    that of the paired t-test, two-sided. One value has a mean alone; without
-    a value, that is None too.
+    that of the paired t-test, two-sided. One value has a mean alone, values
+    that do not vary have no interval and no test. Without a value, all is
+    None.
     """
 
     values: list
@@ -31,7 +32,7 @@ def difference(ours, theirs):
         return Difference(values, *values)
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
     if deviation == 0:  # where the t-test divides by zero
-        return Difference(values, mean, 0.0, mean, mean, float(mean == 0))
+        return Difference(values, mean, 0.0)
     test = stats.ttest_1samp(values, 0)
     ends = map(float, test.confidence_interval(1 - LEVEL))
     return Difference(values, mean, deviation, *ends, float(test.pvalue))
@@ -53,26 +54,27 @@ def verdict(mean, p, rule):
     return 'clear gain' if (mean > 0) == (rule == 'greater') else 'clear loss'
 
 
-def power(effect, seeds):
+def power(effect, seeds, level=LEVEL):
     """The chance that the test finds a difference, by its side too.
 
     Args:
         effect (float): The difference, in standard deviations.
         seeds (int or ndarray): How many, 2 at least.
+        level (float): Of the test.
     """
-    critical = stats.t.isf(LEVEL / 2, np.asarray(seeds) - 1)
+    critical = stats.t.isf(level / 2, np.asarray(seeds) - 1)
     shift = abs(effect) * np.sqrt(seeds)
     return stats.nct.sf(critical, np.asarray(seeds) - 1, shift)
 
 
-def detectable(deviation, seeds):
+def detectable(deviation, seeds, level=LEVEL):
     """The difference that 2 or more seeds find with a power of 80 %."""
-    effect = optimize.brentq(lambda x: power(x, seeds) - POWER, 0, 100)
+    effect = optimize.brentq(lambda x: power(x, seeds, level) - POWER, 0, 1000)
     return effect * deviation
 
 
-def seeds_needed(wanted, deviation):
+def seeds_needed(wanted, deviation, level=LEVEL):
     """The seeds that find a difference so; None if more than 1,000."""
     seeds = np.arange(2, MOST_SEEDS + 1)
-    enough = power(wanted / max(deviation, 1e-9), seeds) >= POWER
+    enough = power(wanted / deviation, seeds, level) >= POWER
     return int(seeds[enough.argmax()]) if enough.any() else None

@@ -76,6 +76,8 @@ class RecordHook(Hook):
             for name, x in metrics.items()
             if isinstance(x, Real)
         }
+        if not metrics:  # mmdet's, where nothing is detected
+            figures = {self.metric: None}
         found = dict(iteration=runner.iter, metrics=figures)
         self.save(evaluations=[*self.record['evaluations'], found])
         if self.metric not in figures:

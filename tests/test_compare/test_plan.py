@@ -65,6 +65,25 @@ def test_base_of_a_codebase(plan):
             "the arm 'same' equals 'none'",
         ),
         (dict(options='dict(val_cfg=None)'), "'none' does not evaluate"),
+        (dict(options='dict(val_evaluator=None)'), 'does not evaluate'),
+        (dict(seeds='[[0], [1]]'), 'seeds must be a list of different'),
+        (dict(arms='{8: {}, 16: {}}'), 'arms must be a dict of two'),
+        (dict(arms='{'), 'plan.py is no plan: '),
+        (
+            dict(options="{'train_cfg.max_iters.x': 3}"),
+            "plan.py: the arm 'none' does not fit .*toy_base.py: ",
+        ),
+        (
+            dict(arms='dict(none={}, psa=dict(mdoel=3))'),
+            "the arm 'psa' has 'mdoel', .* names like it: model",
+        ),
+        (dict(options='dict(train_cgf=3)'), "options has 'train_cgf', "),
+        (dict(options='{1: 2}'), 'options has 1, which is no setting'),
+        (
+            dict(base="'mmnothing::a/b.py'"),
+            'needs mmnothing: mim install mmnothing',
+        ),
+        (dict(base="'mmpose::nope.py'"), 'mmpose::nope.py cannot be read: '),
     ],
 )
 def test_refused(plan, changes, message):
@@ -78,6 +97,12 @@ def test_arms_that_change_more_than_plugins(plan):
     found = plan(arms=f'dict({arms})')
     assert not found.beyond_plugins('psa')
     assert found.beyond_plugins('wide')
+    assert not any(map(found.other_data, ('psa', 'wide')))
+
+
+def test_arms_that_change_the_data(plan):
+    arms = 'none={}, small=dict(train_dataloader=dict(batch_size=1))'
+    assert plan(arms=f'dict({arms})').other_data('small')
 
 
 class TestHash:

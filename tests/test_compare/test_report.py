@@ -111,13 +111,43 @@ def test_verdicts_of_several_arms_are_corrected():
     assert 'Intervals are not corrected' in page and 'fresh seeds' in page
 
 
+def test_equal_differences_prove_nothing():
+    report = Report(results(none=NONE[:2], psa=[x + 0.5 for x in NONE[:2]]))
+    assert report.conclusions() == (
+        '**psa**: no interval and no verdict: all 2 differences are 0.50.'
+    )
+    assert 'clear' not in report.comparison
+
+
+def test_what_seeds_can_see_is_corrected_too():
+    arms = dict(none=NONE, psa=(50.5, 52.0, 52.6), se=WIDE)
+    report = Report(results(**arms))
+    deviation = report.differences['psa'].deviation
+    seen = f'{detectable(deviation, 3, 0.05 / 2):.2f}'
+    (line,) = (
+        line
+        for line in report.conclusions(2).split('\n')
+        if line.startswith('**psa')
+    )
+    assert f'could see a difference of {seen}; ' in line
+    p = report.differences['psa'].p
+    assert f'({p:.2g} before the correction)' in line
+
+
+def test_costs_of_arms_that_are_left_out():
+    found = results(none=NONE, psa=PSA, se=WIDE)
+    del found['arms']['se']
+    assert [*Report(found).costs] == ['none', 'psa']
+
+
 def test_one_seed():
     report = Report(results(none=NONE[:1], psa=PSA[:1]))
     found = rows(report.comparison)
     assert found['arm'][-1] == 'over none (95 % interval)'  # no verdict
     assert found['psa'] == ['51.00', '51.00', '+1.00']
     assert report.conclusions(1.0) == (
-        '**psa**: no interval and no verdict. They take two seeds.'
+        '**psa**: no interval and no verdict: fewer than two seeds are '
+        'finished in both arms.'
     )
     assert 'clear' not in report.text('plan')
 

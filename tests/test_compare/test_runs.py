@@ -48,7 +48,7 @@ class Process:
         record.update(outcome)
         self.returncode = 0 if record['finished'] else 1
         if not record['finished']:
-            (self.folder / 'train.log').write_text('first\nit broke\n')
+            (self.folder / 'train.log').write_bytes(b'caf\xe9\nit broke\n\n')
         write(self.folder / 'run.json', record)
         (self.folder / 'last_checkpoint').write_text('iter_2.pth')
 
@@ -57,6 +57,9 @@ class Process:
 
     def terminate(self):
         self.terminated = True
+
+    def wait(self):
+        assert self.terminated
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +120,7 @@ def test_a_run_that_fails_stops_no_other(plan, tmp_path, processes, capsys):
     processes.outcomes['psa', 0] = dict(finished=False, evaluations=[])
     runs = train(plan(), tmp_path)
     log = tmp_path / 'psa_seed0/train.log'
-    assert runs.failed == {'psa_seed0': f'it broke ({log})'}
+    assert runs.failed == {'psa_seed0': f'status 1, it broke ({log})'}
     assert len(processes.started) == 4 and len(runs.results['runs']) == 3
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == '3 of 4 runs done, 0 running, 1 failed'
@@ -174,7 +177,7 @@ def test_a_run_whose_config_is_not_known_is_kept(plan, tmp_path, processes):
 def test_fewer_seeds_lose_nothing(plan, tmp_path, processes):
     train(plan(), tmp_path)
     runs = train(plan(seeds='[1]'), tmp_path)
-    runs.finish(('psa', 1))
+    runs.finish(('psa', 1), 0)
     assert runs.results['seeds'] == [1] and not runs.missing
     assert len(read(tmp_path / 'results.json')['runs']) == 4
 
@@ -235,6 +238,40 @@ def test_costs_are_measured_once(plan, tmp_path, processes, monkeypatch):
     arms = f'dict(none=dict(), psa={PSA}, wide={WIDE})'
     train(plan(arms=arms), tmp_path).measure()
     assert asked[1:] == [['none', 'psa', 'wide']]  # in turn, so all of them
+    for arms in (f'dict(none=dict(), psa={PSA})', arms):
+        train(plan(arms=arms), tmp_path).measure()
+    assert len(asked) == 2
+
+
+def test_costs_that_cannot_be_measured(
+    plan, tmp_path, processes, monkeypatch, capsys
+):
+    def measure(configs):
+        raise ImportError('own_module')
+
+    monkeypatch.setattr(module, 'measure', measure)
+    train(plan(), tmp_path).measure()
+    said = "costs are not measured: ImportError('own_module')"
+    assert said in capsys.readouterr().out
+    assert len(read(tmp_path / 'results.json')['runs']) == 4
+
+
+def test_killed(plan, tmp_path, processes):
+    runs = Runs(plan(), tmp_path)
+    (tmp_path / 'psa_seed0').mkdir()
+    (tmp_path / 'psa_seed0/train.log').write_text('loss: 0.4')
+    runs.finish(('psa', 0), -9)
+    assert runs.failed['psa_seed0'].startswith('signal 9, loss: 0.4 (')
+
+
+@pytest.mark.parametrize('text', ['', '{"runs": [', '[3]', 'null'])
+@pytest.mark.parametrize('name', ['results.json', 'psa_seed0/run.json'])
+def test_damaged(plan, tmp_path, processes, name, text):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(PlanError, match=f'{path} is damaged: .* remove it'):
+        Runs(plan(), tmp_path)
 
 
 def test_results_have_a_line_for_each_record(plan, tmp_path):

@@ -101,6 +101,16 @@ def test_a_metric_that_is_missing_ends_the_run_at_once(plan, tmp_path):
     assert 'score' in evaluation['metrics'] and 'finished' not in found
 
 
+def test_an_evaluation_without_metrics(plan, tmp_path, monkeypatch):
+    """Of mmdet, where nothing is detected."""
+    from toy_experiment import ToyScore
+
+    monkeypatch.setattr(ToyScore, 'evaluate', lambda *_: {})
+    found = run(plan(), tmp_path / 'none')
+    assert found['finished']
+    assert found['evaluations'][-1]['metrics'] == dict(score=None)
+
+
 def test_no_evaluation_at_the_end(plan, tmp_path):
     with pytest.raises(RuntimeError, match='the end, iteration 6, was not'):
         run(plan(), tmp_path / 'none', **{'train_cfg.val_begin': 9})

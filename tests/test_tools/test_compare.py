@@ -82,6 +82,13 @@ def test_jobs(jobs, tmp_path, capsys):
     assert '--jobs' in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize('want', ['0', '-1', 'nan'])
+def test_want(want, capsys):
+    with pytest.raises(SystemExit):
+        run_script('tools/compare.py', 'plan.py', '--want', want)
+    assert '--want must be above 0' in capsys.readouterr().err
+
+
 def test_a_plan_that_is_not_there(capsys):
     with pytest.raises(SystemExit) as stopped:
         run_script('tools/compare.py', 'no_plan.py')
