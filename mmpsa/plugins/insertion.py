@@ -7,7 +7,7 @@ of its block, so it has the same name in the checkpoint as in mmseg.
 """
 
 import logging
-from typing import List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Sequence
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
@@ -130,7 +130,8 @@ def _build_all(module, entries) -> List[_Insertion]:
     ]
     # Sorted by position, as the keys of mmseg's own plugins are.
     places.sort(key=lambda place: _order_of(place[1].position))
-    added, taken = [], {}
+    added: List[_Insertion] = []
+    taken: Dict[tuple, str] = {}  # by whom
     for entry, site in places:
         name, layer = build_plugin(module, entry, site)
         new = _Insertion(entry, site, name, layer)
