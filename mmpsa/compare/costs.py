@@ -51,8 +51,8 @@ def _prepare(cfg, folder):
     optimizer = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.optim_wrapper = optimizer
     runner.call_hook('before_run')  # hooks may change types and layout
-    loading = dict(num_workers=0, persistent_workers=False)
-    loading.update(prefetch_factor=None)  # of workers
+    loading = dict(num_workers=0)
+    loading.update(persistent_workers=False, prefetch_factor=None)
     pictures, others = (
         next(iter(Runner.build_dataloader(dict(loader, **loading), seed=0)))
         for loader in (cfg.train_dataloader, cfg.val_dataloader)

@@ -79,7 +79,7 @@ def read_plan(path, find):
         PlanError: If a key is missing, unknown or not what it should be, an
             arm equals another one, or does not evaluate.
     """
-    keys = {**DEFAULTS, **_config(path, 'is no plan').to_dict()}
+    keys = {**DEFAULTS, **_read(Config.fromfile, path, 'is no plan').to_dict()}
     for key in keys:
         if key not in ALLOWED and not key.startswith('_'):
             raise PlanError(
@@ -119,27 +119,22 @@ def read_plan(path, find):
     )
 
 
-def _config(path, what):
+def _read(read, source, fault='cannot be read'):
     try:
-        return Config.fromfile(path)
+        return read(source)
     except OSError:
         raise
     except Exception as error:
-        raise PlanError(f'{path} {what}: {error}') from error
+        raise PlanError(f'{source} {fault}: {error}') from error
 
 
 def _base(base, find):
     if '::' not in base:
-        return _config(find(base), 'cannot be read')
+        return _read(Config.fromfile, find(base))
     package, _ = base.split('::', 1)
     if find_spec(package) is None:  # mmengine would install it
         raise PlanError(f'{base} needs {package}: mim install {package}')
-    try:
-        return get_config(base)
-    except OSError:
-        raise
-    except Exception as error:
-        raise PlanError(f'{base} cannot be read: {error}') from error
+    return _read(get_config, base)
 
 
 def _check_settings(path, settings, cfg, where):

@@ -169,22 +169,19 @@ def _difference(results, exact, plain=None):
     largest = torch.stack(peaks).max().item()
     if not 0 < largest < float('inf'):
         return None
+    errors = _errors(results, exact)
+    if plain is not None:
+        noises = _errors(plain, exact)
+        errors = [a * (a > 10 * b) for a, b in zip(errors, noises)]
     differences = [
-        (ours.double() - tensor).abs().max()
         # Some gradients are zero but for rounding. And below `tiny`, numbers
         # have few digits.
+        error
         / peak.clamp_min(max(1e-6 * largest, torch.finfo(ours.dtype).tiny))
-        for ours, tensor, peak in zip(results, exact, peaks)
+        for error, ours, peak in zip(errors, results, peaks)
     ]
-    if plain is not None:
-        differences = [
-            difference
-            * ((ours.double() - tensor).abs().max() > 10 * noise.abs().max())
-            for difference, ours, tensor, noise in zip(
-                differences,
-                results,
-                exact,
-                (a.double() - b for a, b in zip(plain, exact)),
-            )
-        ]
     return torch.stack(differences).nan_to_num(nan=float('inf')).max().item()
+
+
+def _errors(results, exact):
+    return [(a.double() - b).abs().max() for a, b in zip(results, exact)]
