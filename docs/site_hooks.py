@@ -77,7 +77,11 @@ def _links(uri, markdown):
 
 
 def _without_code(markdown):
-    return re.sub(r'(?ms)^( *)```.*?^\1```|`[^`\n]*\[[^`\n]*`', '', markdown)
+    blocks = re.sub(r'(?ms)^( *)```.*?^\1```', '', markdown)
+    # Code without a bracket stays, because it may be the text of a link.
+    return re.sub(
+        r'`[^`\n]*`', lambda code: '' if '[' in code[0] else code[0], blocks
+    )
 
 
 def _fenced(path):
